@@ -1,0 +1,1 @@
+"""Trains, fine-tunes, evaluates and serves MolmoAct2 in JAX."""

@@ -1,0 +1,1 @@
+"""Datasets to packed batches. NumPy only."""

@@ -1,0 +1,1 @@
+"""The networks, as functions of parameters and arrays."""

@@ -1,0 +1,1 @@
+"""Building blocks: operations on arrays, declaring weights, LoRA."""

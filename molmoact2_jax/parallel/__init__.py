@@ -1,0 +1,1 @@
+"""Meshes, partitioning and process start."""

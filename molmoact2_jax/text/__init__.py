@@ -1,0 +1,1 @@
+"""Tokenizer, prompts, action codec, points and boxes. NumPy only."""
