@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -16,3 +19,37 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 def golden() -> pathlib.Path:
     """Directory of the golden archives: tiny, tiny_think, tiny_think_random."""
     return GOLDEN
+
+
+@pytest.fixture
+def run_processes(tmp_path):
+    """Runs a Python source as the processes of one distributed job on this machine and returns what each printed."""
+
+    def run(source: str, *args: str, num_processes: int = 2, num_devices: int = 2, timeout: float = 300) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        path = tmp_path / "job.py"
+        path.write_text(source)
+        running = []
+        for index in range(num_processes):
+            env = os.environ | {
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(num_processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+            command = [sys.executable, str(path), *args]
+            running.append(
+                subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+        try:
+            results = [process.communicate(timeout=timeout) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        for process, (_, errors) in zip(running, results, strict=True):
+            assert process.returncode == 0, errors[-4000:]
+        return [output for output, _ in results]
+
+    return run
