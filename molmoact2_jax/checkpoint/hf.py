@@ -1,0 +1,193 @@
+"""Checkpoints in the released format: imported leaf by leaf onto devices, and exported so that they load back bit-equal."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from molmoact2_jax.checkpoint import config_json, rules
+from molmoact2_jax.checkpoint.safetensors_io import Reader
+from molmoact2_jax.config import ModelConfig
+from molmoact2_jax.models import molmoact2
+from molmoact2_jax.nn import ops, paths
+from molmoact2_jax.nn.params import Params
+
+Path = str | pathlib.Path
+
+BUFFER = "model.transformer.rotary_emb.inv_freq"
+# weights of the training class that no forward pass reads; some exports kept them
+INACTIVE = ("cross_attn.kv_proj", "action_expert.state_encoder", "action_expert.state_norm")
+SHARD_BYTES = 5_000_000_000
+_log = logging.getLogger(__name__)
+
+
+def released_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a released checkpoint by name, the rotary buffer included."""
+    return {**rules.expand(rules.released(cfg), cfg)[0], BUFFER: (cfg.llm.head_dim // 2,)}
+
+
+def load(
+    directory: Path,
+    dtype: Any = None,
+    sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+) -> tuple[ModelConfig, Params]:
+    """Loads a checkpoint, one leaf at a time: memory peaks at the result plus the largest stacked leaf.
+
+    Args:
+      directory: `config.json` and safetensors, in one file or in shards with an index; released names, the same with
+        one more leading `model.`, or those of the transformers library.
+      dtype: type of the parameters; None keeps each tensor's own.
+      sharding: `(path, shape) -> Sharding` of each leaf; None puts all on the default device.
+
+    Returns:
+      The configuration and the parameters.
+
+    Raises:
+      FileNotFoundError: no configuration, no tensors, or missing shards.
+      ValueError: a damaged file; or tensors that are missing, unexpected or misshapen, all listed.
+    """
+    cfg = config_json.load(directory)
+    reader = Reader(directory)
+    chosen, prefix = _naming(cfg, reader.shapes)
+    tensors, parts = rules.expand(chosen, cfg)
+    _check(directory, {prefix + name: shape for name, shape in tensors.items()}, reader.shapes)
+    abstract, _ = molmoact2.abstract(cfg)
+
+    def leaf(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+        name = paths.name(path)
+        host = _assemble(reader, prefix, parts[name], like.shape, dtype)
+        if sharding is None:
+            return jax.device_put(host)
+        return jax.make_array_from_callback(like.shape, sharding(name, like.shape), lambda index: host[index])
+
+    return cfg, jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def _assemble(reader: Reader, prefix: str, parts: list[rules.Part], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    out = np.empty(shape, dtype or reader.dtype(prefix + parts[0].name))
+
+    def fill(part: rules.Part) -> None:
+        target = out if part.layer is None else out[part.layer]
+        rows = reader.read(prefix + part.name, part.rows).astype(out.dtype, copy=False)
+        target[...] = rules.to_leaf(rows, target.shape, part.rule)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(fill, parts))
+    return out
+
+
+def _naming(cfg: ModelConfig, names: Any) -> tuple[list[rules.Rule], str]:
+    """Which rules fit the names of a checkpoint, and what stands in front of each name."""
+    if "model.language_model.embed_tokens.weight" in names:
+        return rules.native(cfg), ""
+    return rules.released(cfg), "model." if "model.lm_head.weight" in names else ""
+
+
+def _check(directory: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    extra = found.keys() - expected.keys()
+    extra -= {name for name in extra if name.endswith("rotary_emb.inv_freq") or any(i in name for i in INACTIVE)}
+    problems = [f"missing {name} {shape}" for name, shape in sorted(expected.items()) if name not in found]
+    problems += [f"unexpected {name} {found[name]}" for name in sorted(extra)]
+    problems += [
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in sorted(expected.items())
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ValueError(
+            f"{directory}: {len(problems)} tensors do not fit config.json. Nothing was loaded; use the config.json that "
+            f"was saved with these tensors.\n  {lines}"
+        )
+
+
+def export(cfg: ModelConfig, params: Params, directory: Path, side_files: Path | None = None) -> None:
+    """Writes a directory in the released format.
+
+    Args:
+      cfg: the model.
+      params: its parameters, without LoRA (merge first); their dtypes are kept.
+      directory: where to; made if need be. Files are complete only once `config.json` is there.
+      side_files: directory whose other files (tokenizer, statistics, processor, action codec, and `config.json` where
+        it describes the same model) are copied along.
+
+    Raises:
+      ValueError: a model that the released classes cannot run.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_tensors(cfg, params, directory)
+    if side_files is not None:
+        _copy_side_files(pathlib.Path(side_files), directory)
+    source = None if side_files is None else pathlib.Path(side_files) / "config.json"
+    if source is not None and source.is_file() and config_json.load(source.parent) == cfg:
+        shutil.copyfile(source, directory / "config.json")
+    else:
+        (directory / "config.json").write_text(
+            json.dumps(config_json.to_released(cfg), indent=2, sort_keys=True) + "\n"
+        )
+
+
+def _write_tensors(cfg: ModelConfig, params: Params, directory: pathlib.Path) -> None:
+    tensors, parts = rules.expand(rules.released(cfg), cfg)
+    leaves = {paths.name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    blocks: dict[str, list[tuple[rules.Part, str]]] = {}
+    for leaf, all_parts in parts.items():
+        for part in all_parts:
+            blocks.setdefault(part.name, []).append((part, leaf))
+    dtype = leaves["llm/embedding/table"].dtype
+    names = [*sorted(tensors, key=lambda name: (blocks[name][0][1], name)), BUFFER]
+    shapes = {**tensors, BUFFER: (cfg.llm.head_dim // 2,)}
+    shards = _shards({name: int(np.prod(shapes[name])) * dtype.itemsize for name in names})
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        data = {name: _tensor(cfg, name, blocks.get(name, []), leaves) for name in shard}
+        safetensors.numpy.save_file(data, directory / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+        _log.info("wrote %s, %d tensors", file, len(shard))
+    if len(shards) > 1:
+        total = sum(int(np.prod(shapes[name])) * dtype.itemsize for name in names)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _tensor(cfg: ModelConfig, name: str, blocks: list, leaves: dict[str, jax.Array]) -> np.ndarray:
+    if name == BUFFER:
+        return ops.frequencies(cfg.llm.rope_base, cfg.llm.head_dim)
+    rows = []
+    for part, leaf in sorted(blocks, key=lambda block: block[0].rows.start):
+        value = leaves[leaf] if part.layer is None else leaves[leaf][part.layer]
+        rows.append(rules.to_tensor(np.asarray(value), part.rule))
+    return np.ascontiguousarray(np.concatenate(rows))
+
+
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if used + size > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def _copy_side_files(source: pathlib.Path, target: pathlib.Path) -> None:
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
+            continue
+        if path.is_dir() and path.name == "action_tokenizer":
+            shutil.copytree(path, target / path.name, dirs_exist_ok=True)
+        elif path.suffix in (".json", ".txt", ".jinja"):
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,175 @@
+"""Greedy decoding, and the fixed-point passes that give Think's depth codes. Source: `inference.md` 2, `model.md` 8."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from molmoact2_jax.config import ModelConfig
+from molmoact2_jax.models import llm, masks, molmoact2
+from molmoact2_jax.models.molmoact2 import Inputs, Prefix
+from molmoact2_jax.nn.params import Params
+
+
+class Generated(NamedTuple):
+    """Tokens i32[B, limit] (padding id behind the end), how many count i32[B], and whether the end came bool[B]."""
+
+    tokens: jax.Array
+    count: jax.Array
+    ended: jax.Array
+
+
+class Depth(NamedTuple):
+    """Codes i32[B, C]; passes over depth positions i32[]; ended bool[B]: the model closes the span after them."""
+
+    codes: jax.Array
+    passes: jax.Array
+    ended: jax.Array
+
+
+def greedy(
+    cfg: ModelConfig, tree: Params, prefix: Prefix, start: int, *, stop: int, limit: int
+) -> tuple[Prefix, Generated]:
+    """Decodes the most likely token until `stop`, which is also fed, or until `limit` tokens.
+
+    Args:
+      cfg: the model.
+      tree: parameters.
+      prefix: with `last` at the newest token and free slots from `start` on, at least `limit` of them.
+      start: first free slot, the same in all rows.
+      stop: id that ends a row.
+      limit: most tokens to generate.
+
+    Returns:
+      The prefix with the generated tokens in it, and the tokens.
+    """
+    batch = prefix.tokens.shape[0]
+    empty = Generated(
+        jnp.full((batch, limit), cfg.tokens.pad, jnp.int32), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
+    )
+
+    def going(state: tuple) -> jax.Array:
+        i, _, out = state
+        return (i < limit) & ~out.ended.all()
+
+    def step(state: tuple) -> tuple:
+        i, prefix, out = state
+        best = llm.logits(cfg.llm, tree["llm"], prefix.last[:, None])[:, 0].argmax(axis=-1).astype(jnp.int32)
+        alive = ~out.ended
+        token = jnp.where(alive, best, cfg.tokens.pad)
+        out = Generated(out.tokens.at[:, i].set(token), out.count + alive, out.ended | (token == stop))
+        return i + 1, feed(cfg, tree, prefix, token[:, None], alive[:, None], start + i), out
+
+    _, prefix, out = jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), prefix, empty))
+    return prefix, out
+
+
+def feed(
+    cfg: ModelConfig, tree: Params, prefix: Prefix, tokens: jax.Array, valid: jax.Array, start: jax.Array | int
+) -> Prefix:
+    """Runs tokens i32[B, T] in slots `start` onwards, causally behind the prefix; rows keep `last` where not valid."""
+    new, _ = _pass(cfg, tree, prefix, tokens, valid, start)
+    return new
+
+
+def _pass(
+    cfg: ModelConfig, tree: Params, prefix: Prefix, tokens: jax.Array, valid: jax.Array, start: jax.Array | int
+) -> tuple[Prefix, jax.Array]:
+    length, slots = tokens.shape[1], prefix.tokens.shape[1]
+    write = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, axis=1)  # noqa: E731
+    ids, filled = write(prefix.tokens, tokens), write(prefix.valid, valid)
+    positions = jax.lax.dynamic_slice_in_dim(masks.positions(filled), start, length, axis=1)
+    causal = jnp.arange(slots)[None] <= start + jnp.arange(length)[:, None]
+    where = llm.Where(positions, causal[None] & filled[:, None], start)
+    x, kv = llm.forward(cfg.llm, tree["llm"], llm.embed(cfg.llm, tree["llm"], tokens), where, cache=prefix.kv)
+    last = jnp.where(valid[:, -1:], x[:, -1], prefix.last)
+    return Prefix(ids, filled, kv, last), x
+
+
+def depth_codes(
+    cfg: ModelConfig, tree: Params, inputs: Inputs, draft: jax.Array, changed: jax.Array, window: int
+) -> tuple[Prefix, Depth]:
+    """Predicts the changed cells of the depth grid exactly as one-by-one decoding would, in a few passes.
+
+    All depth tokens stand behind the prompt from the first pass on, with the draft in the unknown cells. Each pass
+    predicts every changed cell from the codes before it; a cell is final once all before it are. The pass that
+    confirms leaves the right keys and values, since it ran on the final codes.
+
+    Args:
+      cfg: the model.
+      tree: parameters.
+      inputs: prompts, which end with the depth trigger.
+      draft: i32[B, C], the previous buffer: kept where nothing changed, the first guess elsewhere.
+      changed: bool[B, C], cells to predict.
+      window: positions per pass, 1 to C + 2; smaller is less work per pass where work per token counts. A pass is
+        as wide as the whole span where the window would not reach the next cell to predict.
+
+    Returns:
+      The prefix with the span in it, `last` at the last code, and the codes. Passes are at most 1 + the number of
+      changed cells of the row with the most (more only where rows of a batch depend on different cells).
+    """
+    prompt, cells = inputs.tokens.shape[1], draft.shape[1]
+    span = cells + 2
+    whole = inputs._replace(
+        tokens=jnp.concatenate([inputs.tokens, span_tokens(cfg, draft)], axis=1),
+        valid=jnp.concatenate([inputs.valid, jnp.ones((draft.shape[0], span), bool)], axis=1),
+    )
+    prefix, x = molmoact2.prefill(cfg, tree, whole, read=span)
+    codes, sure = _update(cfg, tree, x, (draft, jnp.zeros(draft.shape[0], jnp.int32)), changed, 0)
+    state = (codes, sure, prefix, x[:, -2:], jnp.ones((), jnp.int32))
+    widths = (span, min(max(window, 2), span))
+
+    def going(state: tuple) -> jax.Array:
+        return (state[1] < span).any()
+
+    def step(state: tuple) -> tuple:
+        *state, passes = state
+        first, cell = state[1].min(), jnp.arange(cells)
+        waiting = changed & (cell >= state[1][:, None]) & (cell < first + widths[1])
+        narrow = waiting.any() | (first + widths[1] >= span)
+        branches = [lambda s, width=width: _refine(cfg, tree, s, changed, prompt, width) for width in widths]
+        return *jax.lax.switch(narrow.astype(jnp.int32), branches, tuple(state)), passes + 1
+
+    codes, _, prefix, tail, passes = jax.lax.while_loop(going, step, state)
+    best = llm.logits(cfg.llm, tree["llm"], tail[:, :1])[:, 0].argmax(axis=-1)
+    return prefix._replace(last=tail[:, 1]), Depth(codes, passes, best == cfg.tokens.depth_end)
+
+
+def span_tokens(cfg: ModelConfig, codes: jax.Array) -> jax.Array:
+    """Returns i32[B, C + 2]: depth start, the codes, depth end."""
+    edge = jnp.ones((codes.shape[0], 1), jnp.int32)
+    ids = cfg.tokens
+    return jnp.concatenate([edge * ids.depth_start, codes + ids.depth_first, edge * ids.depth_end], axis=1)
+
+
+def _refine(cfg: ModelConfig, tree: Params, state: tuple, changed: jax.Array, prompt: int, width: int) -> tuple:
+    """One pass over `width` positions of the span, from the first whose keys and values are not final."""
+    codes, sure, prefix, tail = state
+    start = jnp.minimum(sure.min(), codes.shape[1] + 2 - width)
+    tokens = jax.lax.dynamic_slice_in_dim(span_tokens(cfg, codes), start, width, axis=1)
+    prefix, x = _pass(cfg, tree, prefix, tokens, jnp.ones(tokens.shape, bool), prompt + start)
+    codes, sure = _update(cfg, tree, x, (codes, sure), changed, start)
+    tail = jnp.where(start + width == codes.shape[1] + 2, x[:, -2:], tail)  # the last code and the end of the span
+    return codes, sure, prefix, tail
+
+
+def _update(
+    cfg: ModelConfig, tree: Params, x: jax.Array, known: tuple, changed: jax.Array, start: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """Puts predictions into changed cells; returns the codes and how many leading positions of each row are final.
+
+    Position p of the span predicts cell p (position 0 is its start), and cells before `sure` do not move any more. Of the
+    cells that move now, the first is final, for all before it are; what follows it is not.
+    """
+    codes, sure = known
+    (rows, cells), width, ids = codes.shape, x.shape[1], cfg.tokens
+    best = llm.depth_logits(cfg.llm, tree["llm"], x, ids.depth_first, ids.num_depths).argmax(axis=-1)
+    guess = jnp.zeros((rows, cells + 2), jnp.int32)
+    guess = jax.lax.dynamic_update_slice_in_dim(guess, best.astype(jnp.int32), start, axis=1)[:, :cells]
+    cell = jnp.arange(cells)
+    free = changed & (cell >= jnp.maximum(start, sure[:, None])) & (cell < start + width)
+    new = jnp.where(free, guess, codes)
+    moved = new != codes
+    return new, jnp.maximum(sure, jnp.where(moved.any(axis=1), moved.argmax(axis=1) + 1, start + width))

@@ -1,0 +1,227 @@
+"""Qwen3-style decoder with an explicit cache; every layer's keys and values come out as a stack. Source: `model.md` 4."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from molmoact2_jax.config import LLMConfig
+from molmoact2_jax.nn import ops, params
+from molmoact2_jax.nn.params import Params
+
+
+class KV(NamedTuple):
+    """Keys (normalised and rotated) and values, [B, S, K, H]; a stack of layers has a leading axis."""
+
+    k: jax.Array
+    v: jax.Array
+
+    def write(self, new: KV, start: jax.Array | int) -> KV:
+        """Returns the cache with `new` in slots `start` onwards."""
+        return KV(*(jax.lax.dynamic_update_slice_in_dim(a, b, start, axis=1) for a, b in zip(self, new)))
+
+
+class Where(NamedTuple):
+    """Where the tokens of one pass are: logical positions i32[B, T], mask bool[B, T, S], first cache slot."""
+
+    positions: jax.Array
+    mask: jax.Array
+    start: jax.Array | int = 0
+
+
+class Dropout(NamedTuple):
+    """Residual dropout in training: rate, and a key per row for this layer."""
+
+    rate: float
+    keys: jax.Array
+
+
+class Block(nn.Module):
+    """Attention with grouped queries, then SwiGLU, for the last `read` tokens (None: for all; 0: keys and values only)."""
+
+    cfg: LLMConfig
+    read: int | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: KV | None, where: Where, drop: Dropout | None = None) -> tuple:
+        cfg, linear = self.cfg, functools.partial(params.linear, self)
+        before, after = (_plain, params.norm) if cfg.norm_after else (params.norm, _plain)
+
+        h = before(self, "attn_norm", x)
+        new = _keys_and_values(self, h, where.positions)
+        kv = new if cache is None else cache.write(new, where.start)
+        if self.read == 0:
+            return x[:, :0], kv
+        if self.read is not None:
+            x, h, positions, mask = (a[:, -self.read :] for a in (x, h, where.positions, where.mask))
+        else:
+            positions, mask = where.positions, where.mask
+        y = ops.attend(_queries(self, h, positions), kv.k, kv.v, mask)
+        y = after(self, "attn_norm", linear("o", "btnh,nhd->btd", y, "heads head_dim embed"))
+        x = x + _dropout(y, drop, 0)
+
+        h = before(self, "mlp_norm", x)
+        gate, up = (linear(name, "btd,df->btf", h, "embed mlp") for name in ("gate", "up"))
+        y = linear("down", "btf,fd->btd", ops.ACTIVATIONS[cfg.activation](gate) * up, "mlp embed")
+        x = x + _dropout(after(self, "mlp_norm", y), drop, 1)
+        return nn.with_logical_constraint(x, ("batch", "tokens", "act_embed")), kv
+
+
+def _queries(module: Block, h: jax.Array, positions: jax.Array) -> jax.Array:
+    q = params.linear(module, "q", "btd,dnh->btnh", h, "embed heads head_dim", bias=module.cfg.qkv_bias)
+    return ops.rope(_qk_norm(module, "q_norm", q, "heads"), positions, module.cfg.rope_base)
+
+
+def _keys_and_values(module: Block, h: jax.Array, positions: jax.Array) -> KV:
+    linear = functools.partial(params.linear, module, bias=module.cfg.qkv_bias)
+    k, v = (linear(name, "btd,dkh->btkh", h, "embed kv_heads head_dim") for name in ("k", "v"))
+    return KV(ops.rope(_qk_norm(module, "k_norm", k, "kv_heads"), positions, module.cfg.rope_base), v)
+
+
+def _qk_norm(module: Block, name: str, x: jax.Array, heads: str) -> jax.Array:
+    """Normalises per head (qwen3) or over all heads of a token together (olmo)."""
+    if module.cfg.qk_norm is None:
+        return x
+    if module.cfg.qk_norm == "qwen3":
+        return params.norm(module, name, x, "head_dim")
+    weight = params.declare(module, name, f"{heads} head_dim", params.ones).reshape(-1)
+    return ops.rms_norm(x.reshape(*x.shape[:2], -1), weight, module.cfg.norm_eps).reshape(x.shape)
+
+
+def _plain(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+    return x
+
+
+def _dropout(y: jax.Array, drop: Dropout | None, branch: int) -> jax.Array:
+    if drop is None:
+        return y
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, branch))(drop.keys)
+    return ops.dropout(y, drop.rate, keys)
+
+
+class Embedding(nn.Module):
+    """Two tables: the vocabulary, and the extra rows of the image tokens behind it."""
+
+    cfg: LLMConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        table = params.declare(self, "table", "vocab embed")
+        extra = params.declare(self, "extra", "extra_vocab embed")
+        size = self.cfg.vocab_size
+        rows, special = table[jnp.clip(tokens, 0, size - 1)], extra[jnp.maximum(tokens - size, 0)]
+        return jnp.where((tokens >= size)[..., None], special, rows)
+
+
+class Head(nn.Module):
+    """Final norm, and logits over the vocabulary (the extra rows have none)."""
+
+    cfg: LLMConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return params.linear(self, "kernel", "btd,dv->btv", params.norm(self, "norm", x), "embed vocab")
+
+
+def init(cfg: LLMConfig, key: jax.Array) -> Params:
+    """Returns boxed parameters `{embedding, blocks, head}`."""
+    keys = jax.random.split(key, 3)
+    x, tokens = jnp.zeros((1, 1, cfg.width)), jnp.zeros((1, 1), jnp.int32)
+    where = Where(tokens, jnp.ones((1, 1, 1), bool))
+    return {
+        "embedding": params.init(Embedding(cfg), keys[0], tokens),
+        "blocks": params.init(Block(cfg), keys[1], x, None, where, layers=cfg.depth),
+        "head": params.init(Head(cfg), keys[2], x),
+    }
+
+
+def embed(cfg: LLMConfig, tree: Params, tokens: jax.Array) -> jax.Array:
+    """Looks up [B, T, D]; the id -1 reads row 0."""
+    return params.apply(Embedding(cfg), tree["embedding"], tokens)
+
+
+def logits(cfg: LLMConfig, tree: Params, x: jax.Array) -> jax.Array:
+    """Returns f32[B, T, V] from the residual stream after the last block."""
+    return params.apply(Head(cfg), tree["head"], x).astype(jnp.float32)
+
+
+def depth_logits(cfg: LLMConfig, tree: Params, x: jax.Array, first: int, count: int) -> jax.Array:
+    """Returns f32[B, T, count], the logits of `count` ids from `first` on, reading only those columns of the head."""
+    head = dict(tree["head"], kernel=jax.lax.slice_in_dim(tree["head"]["kernel"], first, first + count, axis=1))
+    narrow = LLMConfig(**{**vars(cfg), "vocab_size": count})
+    return params.apply(Head(narrow), head, x).astype(jnp.float32)
+
+
+def forward(
+    cfg: LLMConfig,
+    tree: Params,
+    x: jax.Array,
+    where: Where,
+    *,
+    cache: KV | None = None,
+    read: int | None = None,
+) -> tuple[jax.Array, KV]:
+    """Runs all blocks for inference.
+
+    Args:
+      cfg: sizes.
+      tree: parameters.
+      x: [B, T, D], embedded tokens.
+      where: positions, mask over the keys, first cache slot.
+      cache: [L, B, S, K, H] to write into and read, or None: the tokens attend to themselves.
+      read: how many of the last tokens the result is wanted for; the last block does no more than that needs. None: all.
+
+    Returns:
+      The residual stream [B, read, D] after the last block, and keys and values (the written cache) [L, B, S, K, H].
+    """
+
+    def block(weights: Params, x: jax.Array, cache: KV | None = None) -> tuple[jax.Array, KV]:
+        return params.apply(Block(cfg), weights, x, cache, where)
+
+    caches = () if cache is None else (cache,)
+    if read is None:
+        return params.scan(block, tree["blocks"], x, *caches)
+    x, most = params.scan(block, tree["blocks"], x, *caches, stop=cfg.depth - 1)
+    last, old = params.layer(tree["blocks"], cfg.depth - 1), None if cache is None else KV(*(a[-1] for a in cache))
+    x, final = params.apply(Block(cfg, read), last, x, old, where)
+    return x, KV(*(jnp.concatenate([a, b[None]]) for a, b in zip(most, final)))
+
+
+def train(
+    cfg: LLMConfig,
+    tree: Params,
+    x: jax.Array,
+    where: Where,
+    *,
+    drop: Dropout | None = None,
+    hidden: bool = False,
+    remat: params.Policy = None,
+) -> tuple[jax.Array, KV, jax.Array | None]:
+    """Runs all blocks differentiably, without a cache.
+
+    Args:
+      cfg: sizes.
+      tree: parameters.
+      x: [B, T, D], embedded tokens.
+      where: positions and mask of the rows.
+      drop: residual dropout with one key per row.
+      hidden: also return the residual stream after each block.
+      remat: policy of rematerialisation for each block; None saves everything.
+
+    Returns:
+      The residual stream after the last block, keys and values [L, B, T, K, H], and [L, B, T, D] or None.
+    """
+
+    def block(weights: Params, x: jax.Array, index: jax.Array) -> tuple:
+        layer_drop = None
+        if drop is not None:
+            layer_drop = Dropout(drop.rate, jax.vmap(lambda key: jax.random.fold_in(key, index))(drop.keys))
+        x, kv = params.apply(Block(cfg), weights, x, None, where, layer_drop)
+        return x, (kv, x if hidden else None)
+
+    x, (kv, states) = params.scan(block, tree["blocks"], x, jnp.arange(cfg.depth), remat=remat)
+    return x, kv, states

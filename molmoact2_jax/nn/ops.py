@@ -1,0 +1,132 @@
+"""Operations on arrays that the towers share. Norms, softmax and rotary angles are float32."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from molmoact2_jax.nn import lora
+
+
+def einsum(spec: str, x: jax.Array, w: jax.Array | lora.LoRA) -> jax.Array:
+    """Projects `x` by a weight stored inputs first, outputs last, as one two-dimensional product.
+
+    The products of a CPU backend are several times faster on flattened operands, forward and backward.
+
+    Args:
+      spec: like "btd,dnh->btnh": the contracted letters end `x` and begin `w`.
+      x: any leading axes, then the inputs.
+      w: inputs, then outputs; or a LoRA of such a weight.
+
+    Returns:
+      The leading axes of `x`, then the outputs, in the dtype of `x`.
+    """
+    if isinstance(w, lora.LoRA):
+        return einsum(spec, x, w.base) + w.scale * _low_rank(spec, x, w)
+    inputs = _contracted(spec)
+    rows, outputs = x.shape[: x.ndim - inputs], w.shape[inputs:]
+    flat = x.reshape(math.prod(rows), -1) @ w.reshape(-1, math.prod(outputs)).astype(x.dtype)
+    return flat.reshape(*rows, *outputs)
+
+
+def _low_rank(spec: str, x: jax.Array, w: lora.LoRA) -> jax.Array:
+    inputs = _contracted(spec)
+    rows = x.shape[: x.ndim - inputs]
+    flat = x.reshape(math.prod(rows), -1) @ w.down.astype(x.dtype) @ w.up.astype(x.dtype)
+    return flat.reshape(*rows, *w.base.shape[inputs:])
+
+
+@functools.cache
+def _contracted(spec: str) -> int:
+    left, out = spec.split("->")
+    x, w = left.split(",")
+    inputs = sum(letter in x for letter in w)
+    assert x[-inputs:] == w[:inputs] and out == x[:-inputs] + w[inputs:], spec
+    return inputs
+
+
+def rms_norm(x: jax.Array, weight: jax.Array | None = None, eps: float = 1e-6) -> jax.Array:
+    """Divides the last axis by its root mean square, then scales by `weight`, in float32; returns x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y if weight is None else y * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Normalises the last axis with the biased variance in float32; returns x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    """Rotates pairs (j, j + H/2) of each head by `position * base^(-2j/H)`.
+
+    Args:
+      x: [B, T, N, H].
+      positions: i32[B, T] or i32[1, T], logical positions.
+      base: base of the geometric sequence of frequencies.
+    """
+    angles = positions[..., None].astype(jnp.float32) * frequencies(base, x.shape[-1])  # [B, T, H/2]
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def frequencies(base: float, size: int) -> np.ndarray:
+    """Returns the rotary frequencies f32[size/2], rounded as PyTorch rounds them (angles grow to hundreds of rad)."""
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    return np.float32(1) / np.power(float(base), exponents.astype(np.float64)).astype(np.float32)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Softmax attention with grouped keys; products accumulate, and the softmax runs, in float32.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, S, K, H]; key head j serves query heads j * N / K onwards.
+      v: like k.
+      mask: bool[B, T, S] or [B, 1, S], true = may attend. A row without any key attends to all equally.
+
+    Returns:
+      [B, T, N, H].
+    """
+    batch, queries, heads, size = q.shape
+    if mask is not None and (mask.ndim != 3 or mask.shape[1] not in (1, queries) or mask.shape[2] != k.shape[1]):
+        raise ValueError(
+            f"attend: mask is {mask.shape}, expected (B, T, S) = ({batch}, {queries}, {k.shape[1]}) from q {q.shape} "
+            f"and k {k.shape}. Padding masks need a query axis: mask[:, None, :]."
+        )
+    grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], size)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) / math.sqrt(size)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate` and rescales the rest; identity without keys.
+
+    Args:
+      x: [B, ...].
+      rate: in [0, 1).
+      keys: key[B], one per row, so that a row's mask does not depend on the batch around it.
+    """
+    if keys is None or rate == 0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
