@@ -58,7 +58,9 @@ class EpisodeSource(abc.ABC):
       action_names: one word per channel of the column `action`.
       episode_ids: i64[E].
       episode_lengths: i64[E], frames.
+      episode_starts: i64[E], row of the first frame of each episode.
       valid: bool[N], false on frames that the quarantine file names; nobody draws those.
+      problems: episodes that could not be read when the dataset was opened; their length is 0.
     """
 
     name: str
@@ -71,6 +73,7 @@ class EpisodeSource(abc.ABC):
     episode_lengths: np.ndarray
     episode_starts: np.ndarray
     valid: np.ndarray
+    problems: tuple[SampleError, ...]
 
     @property
     def num_episodes(self) -> int:
@@ -150,6 +153,7 @@ class EpisodeSource(abc.ABC):
         Raises:
           SampleError: a value is not finite.
         """
+        self.require(episode, [frame])
         return self._finite("state", self.column("state", episode)[frame : frame + 1], episode, frame)[0]
 
     def chunk(self, episode: int, frame: int, horizon: int) -> Chunk:
@@ -160,10 +164,23 @@ class EpisodeSource(abc.ABC):
         Raises:
           SampleError: a value is not finite.
         """
+        self.require(episode, [frame])
         length = int(self.episode_lengths[episode])
         steps = np.arange(frame, frame + horizon)
         actions = self.column("action", episode)[np.minimum(steps, length - 1)]
         return Chunk(self._finite("action", actions, episode, frame), steps < length)
+
+    def require(self, episode: int, frames: Sequence[int]) -> None:
+        """Checks that frames exist.
+
+        Raises:
+          SampleError: one lies outside the episode; says what damaged the episode, if anything did.
+        """
+        length, number = int(self.episode_lengths[episode]), int(self.episode_ids[episode])
+        outside = [frame for frame in frames if not 0 <= frame < length]
+        if outside:
+            causes = [problem.reason for problem in self.problems if problem.episode == number]
+            raise self.error(episode, int(outside[0]), "; ".join([f"the episode has {length} frames", *causes]))
 
     def error(self, episode: int, frame: int | None, reason: str) -> SampleError:
         """Returns the error that names a sample of this source."""
