@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from molmoact2_jax import config
+from molmoact2_jax.models import molmoact2
 from molmoact2_jax.parallel import mesh, partition
 
 
@@ -75,6 +79,12 @@ def test_every_large_weight_of_the_released_sizes_is_sharded_over_fsdp(sizes):
     for name, (shape, words) in RELEASED.items():
         used = place(shape, words, **sizes)
         assert "fsdp" in jax.tree.leaves(tuple(used)), (name, used)
+
+
+@pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(fsdp=64), dict(fsdp=16, tensor=4), dict(fsdp=64, tensor=4)])
+def test_no_large_weight_of_the_released_model_is_whole_on_a_device(sizes):
+    shapes, words = molmoact2.abstract(dataclasses.replace(config.preset("4b"), gate="per_layer"))
+    assert partition.unsharded(shapes, partition.shardings(shapes, words, grid(**sizes))) == []
 
 
 def test_words_must_name_every_dimension():
