@@ -1,0 +1,77 @@
+"""What a program returned, turned into actions, codes and words. Host side."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from molmoact2_jax.data import normalize
+from molmoact2_jax.models import decode
+from molmoact2_jax.serve import observe, program
+from molmoact2_jax.serve.records import Action, DepthCache, DepthDecodeError, Options, Prepared
+from molmoact2_jax.text import actions
+
+
+def action(host: observe.Host, one: Prepared, outcome: program.Outcome, index: int, chosen: Options) -> Action:
+    """Builds the result of row `index` of a batch.
+
+    Raises:
+      DepthDecodeError: the depth span did not end.
+      ActionDecodeError: an answer without end; with `strict`, also tokens that are not a chunk.
+    """
+    tokens, codes, passes = _depth(host, outcome, index)
+    if chosen.mode == "continuous":
+        trajectory, robot = outcome.trajectory[index], outcome.actions[index]
+    else:
+        answer = _ended(outcome.answer, index, actions.ActionDecodeError, "action answer")
+        tokens = np.concatenate([tokens, answer])
+        trajectory, robot = _decoded(host, one, answer, strict=chosen.strict)
+    steps = chosen.n_action_steps or one.tag.n_action_steps or host.horizon(one.tag)
+    return Action(
+        actions=np.ascontiguousarray(robot[:steps, : one.tag.action.width]),
+        trajectory=trajectory,
+        token_ids=tokens if tokens.size else None,
+        depth_codes=codes,
+        depth_cache=None if codes is None or len(codes) != host.cfg.num_depth_codes else DepthCache(one.first, codes),
+        passes=passes,
+        changed=0 if codes is None else int(one.changed.sum()),
+    )
+
+
+def text(host: observe.Host, answer: decode.Generated) -> str:
+    """Returns the words of a free answer, without its end token."""
+    ids = answer.tokens[0, : answer.count[0]].tolist()
+    return host.tokenizer.decode([i for i in ids if i != host.cfg.tokens.eos])
+
+
+def _ended(generated: decode.Generated, index: int, error: type[ValueError], what: str) -> np.ndarray:
+    if not generated.ended[index]:
+        raise error(
+            f"{what}: no end within {generated.tokens.shape[1]} tokens. The observation is far from the training data, "
+            "or the checkpoint was not trained for this mode."
+        )
+    return generated.tokens[index, : generated.count[index]].astype(np.int64)
+
+
+def _depth(host: observe.Host, outcome: program.Outcome, index: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Returns the ids of the depth span, its codes, and how many passes they took."""
+    ids = host.cfg.tokens
+    if outcome.codes is None and outcome.depth is None:
+        return np.zeros(0, np.int64), None, 0
+    behind = None if outcome.depth is None else _ended(outcome.depth, index, DepthDecodeError, "depth span")
+    if outcome.codes is None:  # free decoding
+        inside = behind[(behind >= ids.depth_first) & (behind < ids.depth_first + ids.num_depths)]
+        return behind, (inside - ids.depth_first).astype(np.int32), len(behind)
+    codes = outcome.codes.codes[index]
+    end = np.asarray([ids.depth_end]) if behind is None else behind
+    span = np.concatenate([[ids.depth_start], codes + ids.depth_first, end]).astype(np.int64)
+    return span, codes, int(outcome.codes.passes) + (0 if behind is None else len(behind))
+
+
+def _decoded(host: observe.Host, one: Prepared, answer: np.ndarray, *, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the chunk that the answer encodes: normalised and padded to the model's width, and in robot units."""
+    horizon, channels = host.horizon(one.tag), one.tag.action.width
+    bins = actions.bins_from_ids(answer, host.cfg.tokens, strict=strict)
+    chunk = host.codec.decode([bins], horizon, channels, strict=strict)[0].astype(np.float32)
+    padded = np.pad(chunk, ((0, 0), (0, host.cfg.action_dim - channels)))
+    undo = normalize.inverse(one.tag, host.stats.mode, host.cfg.action_dim)
+    return padded, normalize.unnormalize(padded, undo)

@@ -1,0 +1,262 @@
+"""A loaded checkpoint that turns observations into actions; one compiled program per shape of call."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from molmoact2_jax.batch import Observation
+from molmoact2_jax.checkpoint import hf
+from molmoact2_jax.config import ModelConfig
+from molmoact2_jax.data import depth as depth_masks
+from molmoact2_jax.data import images as image_lib
+from molmoact2_jax.data import normalize
+from molmoact2_jax.nn.params import Params
+from molmoact2_jax.serve import answers, cache_dir, observe, program
+from molmoact2_jax.serve.records import Action, DepthCache, Options, Prepared
+from molmoact2_jax.serve.runner import Runner
+from molmoact2_jax.text import prompt
+
+_log = logging.getLogger(__name__)
+
+
+class Policy:
+    """Predicts actions, and answers in words. Make one with `from_pretrained`."""
+
+    def __init__(self, host: observe.Host, params: Params, *, unroll: bool | None = None, window: int | None = None):
+        """Takes parameters over.
+
+        Args:
+          host: the side files of the checkpoint.
+          params: parameters, in the dtype to compute in.
+          unroll: compiles layers one by one (None: on a GPU), else as loops.
+          window: positions per pass of adaptive depth (None: few on a CPU, where work counts; else all).
+        """
+        backend = jax.default_backend()
+        self.host, self.cfg = host, host.cfg
+        self._runner = Runner(self.cfg, params, unroll=backend == "gpu" if unroll is None else unroll)
+        self._window = window or (24 if backend == "cpu" else self.cfg.num_depth_codes + 2)
+        self._warned: set[str] = set()
+
+    @classmethod
+    def from_pretrained(cls, directory: str | pathlib.Path, dtype: Any = "bfloat16", **options: Any) -> Policy:
+        """Loads a directory in the released format.
+
+        Args:
+          directory: configuration, tensors, tokenizer, statistics.
+          dtype: of the parameters and the computation, "bfloat16" or "float32".
+          **options: see `Policy`.
+
+        Raises:
+          FileNotFoundError, ValueError: see `hf.load`; nothing is half-loaded.
+        """
+        cache_dir.enable()
+        cfg, params = hf.load(directory, jnp.dtype(dtype))
+        return cls(observe.Host.load(pathlib.Path(directory), cfg), params, **options)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._runner.compilations
+
+    def predict_action(
+        self,
+        images: Sequence[Any],
+        task: str,
+        state: np.ndarray | None,
+        norm_tag: str,
+        *,
+        depth_cache: DepthCache | None = None,
+        noise: np.ndarray | None = None,
+        **options: Any,
+    ) -> Action:
+        """Predicts one chunk.
+
+        Args:
+          images: pictures in the order of the tag's cameras (see `data.images.coerce`).
+          task: instruction in words.
+          state: f32[D] in the robot's units.
+          norm_tag: the robot.
+          depth_cache: what the previous call returned; None starts an episode.
+          noise: f32[horizon, 32], overrides the seed.
+          **options: mode "continuous" or "discrete"; depth "off", "full" or "adaptive"; num_steps; n_action_steps;
+            seed; strict (False: a malformed action stream gives the released zero chunk); strict_cameras.
+
+        Raises:
+          ValueError: bad input, naming the field.
+          ActionDecodeError, DepthDecodeError: the model's tokens are not an action, or its depth span does not end.
+        """
+        observation = Observation(images, task, state, norm_tag)
+        return self.predict_actions([observation], depth_caches=[depth_cache], noise=[noise], **options)[0]
+
+    def predict_actions(
+        self,
+        observations: Sequence[Observation],
+        *,
+        depth_caches: Sequence[DepthCache | None] | None = None,
+        noise: Sequence[np.ndarray | None] | None = None,
+        **options: Any,
+    ) -> list[Action]:
+        """Predicts chunks of several robots together; each result equals that of a call of its own.
+
+        Robots of different horizon or number of cameras run as separate batches. Other arguments: `predict_action`.
+        """
+        chosen = Options.of(options, self.host)
+        caches, noises = (list(a) if a is not None else [None] * len(observations) for a in (depth_caches, noise))
+        begin = time.perf_counter()
+        prepared = [self._prepare(*each, chosen) for each in zip(observations, caches, noises, strict=True)]
+        before = 1e3 * (time.perf_counter() - begin)
+        groups: dict[tuple, list[int]] = {}
+        for i, one in enumerate(prepared):
+            groups.setdefault((self.host.horizon(one.tag), len(one.row.crops)), []).append(i)
+        results: dict[int, Action] = {}
+        for indices in groups.values():
+            results.update(zip(indices, self._run([prepared[i] for i in indices], chosen, before)))
+        return [results[i] for i in range(len(observations))]
+
+    def generate(
+        self,
+        text_or_messages: str | Sequence[prompt.Message],
+        images: Sequence[Any] = (),
+        video: Any = None,
+        max_tokens: int = 128,
+    ) -> str:
+        """Answers a question about pictures or a video, greedily.
+
+        Args:
+          text_or_messages: the question, or turns that end with the user's.
+          images: pictures, shown before the first turn.
+          video: u8[T, H, W, 3], frames at the processor's rate (2 per second); not together with images.
+          max_tokens: where the answer is cut.
+
+        Returns:
+          The answer without its end token.
+        """
+        messages = text_or_messages
+        if isinstance(messages, str):
+            messages = [prompt.Message("user", messages)]
+        row = self.host.question(messages, images, video)
+        inputs = observe.pad([row], self.cfg.tokens.pad, observe.bucket(len(row.tokens)))
+        outcome = self._runner.call(program.Spec("text", "off", max_tokens=max_tokens), program.Call(inputs), 0)
+        return answers.text(self.host, outcome.answer)
+
+    def warm(
+        self,
+        norm_tag: str,
+        *,
+        num_images: int | None = None,
+        max_task_tokens: int = 64,
+        batch: int = 1,
+        **options: Any,
+    ) -> int:
+        """Compiles the programs that calls of this kind need, for tasks of up to `max_task_tokens` tokens.
+
+        Returns:
+          How many programs were compiled.
+        """
+        chosen, before = Options.of(options, self.host), self.compilations
+        tag = self.host.tag(norm_tag)
+        pictures = [np.zeros((32, 32, 3), np.uint8)] * (num_images or len(tag.cameras) or 1)
+        state = None if tag.state is None else np.zeros(tag.state.width, np.float32)
+        one = self._prepare(Observation(pictures, "", state, norm_tag), None, None, chosen)
+        shortest = len(one.row.tokens)
+        for length in sorted({observe.bucket(n) for n in range(shortest, shortest + max_task_tokens + 1)}):
+            self._runner.compile(*self._arguments([one] * batch, chosen, length))
+        return self.compilations - before
+
+    def _prepare(
+        self, observation: Observation, cache: DepthCache | None, noise: np.ndarray | None, chosen: Options
+    ) -> Prepared:
+        tag = self.host.tag(observation.norm_tag)
+        horizon, steps = self.host.horizon(tag), chosen.n_action_steps
+        if steps is not None and not 1 <= steps <= horizon:
+            raise ValueError(f"n_action_steps: {steps}, expected 1 to {horizon}, the horizon of the tag.")
+        pictures = observe.pictures(observation, tag, strict_cameras=chosen.strict_cameras)
+        self._note_cameras(observation.norm_tag, len(pictures), tag.cameras)
+        style = "robot_action" if chosen.depth == "off" else "robot_depth_action"
+        row = self.host.row(observation, style, pictures)
+        draft, changed = _draft(self.cfg, cache if chosen.depth == "adaptive" else None, pictures[0])
+        noise = _noise(noise, (horizon, self.cfg.action_dim), chosen.seed)
+        return Prepared(row, pictures[0], tag, noise, draft, changed)
+
+    def _note_cameras(self, name: str, given: int, listed: tuple[str, ...]) -> None:
+        if given < len(listed) and name not in self._warned:
+            self._warned.add(name)
+            _log.warning("images: %d, tag %r lists %s; the prompt shows those given", given, name, ", ".join(listed))
+
+    def _run(self, group: list[Prepared], chosen: Options, before: float) -> list[Action]:
+        begin = time.perf_counter()
+        length = observe.bucket(max(len(one.row.tokens) for one in group))
+        spec, call, num_steps = self._arguments(group, chosen, length)
+        outcome = self._runner.call(spec, call, num_steps)
+        if outcome.codes is not None and not outcome.codes.ended.all():
+            outcome = self._close(spec, call, num_steps, outcome)
+        end = time.perf_counter()
+        results = [answers.action(self.host, one, outcome, i, chosen) for i, one in enumerate(group)]
+        timing = dict(preprocess=before, model=1e3 * (end - begin), post=1e3 * (time.perf_counter() - end))
+        return [dataclasses.replace(result, timing=dict(timing)) for result in results]
+
+    def _close(
+        self, spec: program.Spec, call: program.Call, num_steps: int, outcome: program.Outcome
+    ) -> program.Outcome:
+        """Lets the model decode on behind its codes where it does not end the span at once, as released."""
+        closing = dataclasses.replace(spec, depth="close", max_depth_tokens=max(8, self.cfg.max_horizon))
+        rest = self._runner.call(closing, call._replace(draft=outcome.codes.codes), num_steps)
+        return rest._replace(codes=outcome.codes)
+
+    def _arguments(self, group: list[Prepared], chosen: Options, length: int) -> tuple[program.Spec, program.Call, int]:
+        cfg, tags = self.cfg, [one.tag for one in group]
+        horizon = self.host.horizon(tags[0])
+        spec = program.Spec(
+            mode=chosen.mode,
+            depth=chosen.depth,
+            horizon=horizon,
+            max_tokens=16 * horizon if chosen.mode == "discrete" else 0,
+            max_depth_tokens=max(cfg.num_depth_codes + 8, 16 * cfg.max_horizon) if chosen.depth == "full" else 0,
+            window=self._window if chosen.depth == "adaptive" else 0,
+        )
+        call = program.Call(observe.pad([one.row for one in group], cfg.tokens.pad, length))
+        if chosen.mode == "continuous":
+            call = call._replace(robot=self._robots(tags), noise=np.stack([one.noise for one in group]))
+        if chosen.depth == "adaptive":
+            draft, changed = (np.stack([getattr(one, name) for one in group]) for name in ("draft", "changed"))
+            call = call._replace(draft=draft, changed=changed)
+        return spec, call, chosen.num_steps or cfg.flow.num_steps
+
+    def _robots(self, tags: list) -> program.Robot:
+        undo = [normalize.inverse(tag, self.host.stats.mode, self.cfg.action_dim) for tag in tags]
+        stacked = normalize.Inverse(*(np.stack(arrays) for arrays in zip(*undo)))
+        return program.Robot(stacked, np.arange(self.cfg.action_dim) < np.array([[t.action.width] for t in tags]))
+
+
+def _noise(noise: np.ndarray | None, shape: tuple[int, int], seed: int) -> np.ndarray:
+    if noise is None:
+        return np.random.default_rng(seed).standard_normal(shape, np.float32)
+    noise = np.asarray(noise, np.float32)
+    if noise.shape != shape or not np.isfinite(noise).all():
+        raise ValueError(f"noise: float32{list(noise.shape)}, expected finite float32{list(shape)}.")
+    return noise
+
+
+def _draft(cfg: ModelConfig, cache: DepthCache | None, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the draft of the codes i32[C] and the cells bool[C] to predict: all where there is no cache."""
+    cells = cfg.num_depth_codes
+    if cache is None:
+        return np.zeros(cells, np.int32), np.ones(cells, bool)
+    codes, most = np.asarray(cache.codes), cfg.tokens.num_depths - 1
+    if codes.shape != (cells,) or codes.dtype.kind not in "iu":
+        raise ValueError(f"depth_cache.codes: {codes.dtype}{list(codes.shape)}, expected int32[{cells}].")
+    if codes.min() < 0 or codes.max() > most:
+        raise ValueError(f"depth_cache.codes: from {codes.min()} to {codes.max()}, expected 0 to {most}.")
+    if cache.image is None:
+        raise ValueError("depth_cache.image: None, expected the first camera's picture of the previous call.")
+    before = image_lib.coerce(cache.image, "depth_cache.image")
+    return codes.astype(np.int32), depth_masks.update_mask(before, first)
