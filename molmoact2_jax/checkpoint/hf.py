@@ -76,7 +76,7 @@ def _assemble(reader: Reader, prefix: str, parts: list[rules.Part], shape: tuple
     out = np.empty(shape, dtype or reader.dtype(prefix + parts[0].name))
 
     def fill(part: rules.Part) -> None:
-        target = out if part.layer is None else out[part.layer]
+        target = out if part.layer is None else out[part.layer, ...]
         rows = reader.read(prefix + part.name, part.rows).astype(out.dtype, copy=False)
         target[...] = rules.to_leaf(rows, target.shape, part.rule)
 
