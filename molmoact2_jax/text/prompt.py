@@ -136,7 +136,10 @@ def image_placeholders(count: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: role "user" or "assistant"; `style` prefixes a user's text (`styles.prefix`)."""
+    """One turn of a conversation: role "user" or "assistant", or first of all "subtitle", the words of a video.
+
+    `style` prefixes a user's text (`styles.prefix`).
+    """
 
     role: str
     text: str
@@ -147,12 +150,14 @@ def chat(messages: Sequence[Message], *, visuals: str = "") -> str:
     """Writes a conversation that ends with a user's turn, ready for the model's answer.
 
     Args:
-      messages: turns, alternating, the first and the last from the user.
+      messages: turns, alternating, the first and the last from the user; a subtitle may stand before them.
       visuals: what `image_placeholders` returned, or `VIDEO`.
 
     Raises:
       ValueError: the roles do not alternate so.
     """
+    if messages and messages[0].role == "subtitle":
+        visuals, messages = visuals + messages[0].text, messages[1:]
     roles = [m.role for m in messages]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         raise ValueError(f"messages: roles {roles}, expected user, assistant, ..., user. Put each turn in its place.")

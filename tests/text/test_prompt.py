@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -26,6 +28,14 @@ NORMALIZED = [
 @pytest.mark.parametrize(("raw", "expected"), NORMALIZED)
 def test_task_takes_the_form_of_the_training_data(raw, expected):
     assert prompt.normalize_task(raw) == expected
+
+
+def test_recorded_tasks_are_normalised_as_released():
+    """Pairs of random strings and what the released classes made of them."""
+    pairs = json.loads((pathlib.Path(__file__).parent / "task_strings.json").read_text())
+    assert len(pairs) > 200
+    for raw, expected in pairs:
+        assert prompt.normalize_task(raw) == expected, raw
 
 
 def test_task_must_be_a_string():
@@ -161,6 +171,11 @@ def test_conversations_close_each_answer_before_the_next_turn():
         "<|video|><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
         "<|im_start|>user\nvqa2: why<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_subtitles_follow_the_video():
+    turns = [prompt.Message("subtitle", "0.0 - 1.0 hello"), prompt.Message("user", "hi")]
+    assert prompt.chat(turns, visuals=prompt.VIDEO) == "<|video|>0.0 - 1.0 hello" + prompt.user_turn("hi")
 
 
 @pytest.mark.parametrize("roles", [[], ["assistant"], ["user", "user"], ["user", "assistant"], ["system", "user"]])
