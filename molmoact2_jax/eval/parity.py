@@ -18,6 +18,7 @@ from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.data import images, normalize
 from molmoact2_jax.models import llm, molmoact2
 from molmoact2_jax.models.molmoact2 import Inputs
+from molmoact2_jax.nn import params as nn_params
 from molmoact2_jax.nn.params import Params
 from molmoact2_jax.serve import observe
 from molmoact2_jax.serve.policy import Policy
@@ -45,9 +46,10 @@ class Oracle:
     """A checkpoint loaded in float32 beside the recorded arrays and the cases they belong to."""
 
     def __init__(self, checkpoint: str | pathlib.Path, archive: str | pathlib.Path):
-        self.cfg, self.params = hf.load(checkpoint, jnp.float32)
+        self.cfg, params = hf.load(checkpoint, jnp.float32)
         self.host = observe.Host.load(pathlib.Path(checkpoint), self.cfg)
-        self.policy = Policy(self.host, self.params)
+        self.policy = Policy(self.host, params)
+        self.params = self.policy.params
         self.arrays: Arrays = dict(np.load(archive, allow_pickle=False))
         self.cases = json.loads(pathlib.Path(archive).with_suffix(".json").read_text())["cases"]
 
@@ -124,12 +126,13 @@ def _per_image(pooling: np.ndarray, patches: int) -> np.ndarray:
 def prefill_stages(cfg: ModelConfig, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
     """Computes the stages of a prefill that archives record, under their recorded names."""
     prefix, x = molmoact2.prefill(cfg, params, inputs, read=1)
+    kv = nn_params.stacked(prefix.kv)
     flat = lambda a: a.reshape(*a.shape[:2], -1)  # noqa: E731
     return {
         "vision_features": molmoact2.vision(cfg, params, inputs.crops, inputs.pooling),
         "last_logits": llm.logits(cfg.llm, params["llm"], x)[:, 0],
-        "k_last_layer": flat(prefix.kv.k[-1]),
-        "v_first_layer": flat(prefix.kv.v[0]),
+        "k_last_layer": flat(kv.k[-1]),
+        "v_first_layer": flat(kv.v[0]),
     }
 
 

@@ -82,20 +82,20 @@ def _pass(
     ids, filled = write(prefix.tokens, tokens), write(prefix.valid, valid)
     positions = jax.lax.dynamic_slice_in_dim(masks.positions(filled), start, length, axis=1)
     causal = jnp.arange(slots)[None] <= start + jnp.arange(length)[:, None]
-    where = llm.Where(positions, causal[None] & filled[:, None], start)
+    where = llm.Where(llm.rotary(cfg.llm, positions), causal[None] & filled[:, None], start)
     x, kv = llm.forward(cfg.llm, tree["llm"], llm.embed(cfg.llm, tree["llm"], tokens), where, cache=prefix.kv)
     last = jnp.where(valid[:, -1:], x[:, -1], prefix.last)
     return Prefix(ids, filled, kv, last), x
 
 
 def depth_codes(
-    cfg: ModelConfig, tree: Params, inputs: Inputs, draft: jax.Array, changed: jax.Array, window: int
+    cfg: ModelConfig, tree: Params, inputs: Inputs, draft: jax.Array, changed: jax.Array, widths: tuple[int, ...]
 ) -> tuple[Prefix, Depth]:
     """Predicts the changed cells of the depth grid exactly as one-by-one decoding would, in a few passes.
 
-    All depth tokens stand behind the prompt from the first pass on, with the draft in the unknown cells. Each pass
-    predicts every changed cell from the codes before it; a cell is final once all before it are. The pass that
-    confirms leaves the right keys and values, since it ran on the final codes.
+    All depth tokens stand behind the prompt, with the draft in the unknown cells. Each pass predicts changed cells from
+    the codes before them; a cell is final once all before it are. The pass that confirms leaves the right keys and
+    values, since it ran on the final codes.
 
     Args:
       cfg: the model.
@@ -103,35 +103,35 @@ def depth_codes(
       inputs: prompts, which end with the depth trigger.
       draft: i32[B, C], the previous buffer: kept where nothing changed, the first guess elsewhere.
       changed: bool[B, C], cells to predict.
-      window: positions per pass, 1 to C + 2; smaller is less work per pass where work per token counts. A pass is
-        as wide as the whole span where the window would not reach the next cell to predict.
+      widths: how many positions a pass behind the prefill may have, ascending, the last C + 2. Each pass takes the least
+        that reaches the next cell to predict. Narrow ones suit a CPU, where work is paid per token; one suits an
+        accelerator, where a pass is paid by its weights.
 
     Returns:
-      The prefix with the span in it, `last` at the last code, and the codes. Passes are at most 1 + the number of
-      changed cells of the row with the most (more only where rows of a batch depend on different cells).
+      The prefix with the span in it, `last` at its end, and the codes. For one row, passes are at most 1 + the number
+      of changed cells; rows of a batch share the passes.
     """
-    prompt, cells = inputs.tokens.shape[1], draft.shape[1]
-    span = cells + 2
+    prompt, span = inputs.tokens.shape[1], draft.shape[1] + 2
+    assert widths[-1] == span and min(widths) >= 2, widths
     whole = inputs._replace(
         tokens=jnp.concatenate([inputs.tokens, span_tokens(cfg, draft)], axis=1),
         valid=jnp.concatenate([inputs.valid, jnp.ones((draft.shape[0], span), bool)], axis=1),
     )
     prefix, x = molmoact2.prefill(cfg, tree, whole, read=span)
-    codes, sure = _update(cfg, tree, x, (draft, jnp.zeros(draft.shape[0], jnp.int32)), changed, 0)
-    state = (codes, sure, prefix, x[:, -2:], jnp.ones((), jnp.int32))
-    widths = (span, min(max(window, 2), span))
+    known = _update(cfg, tree, x, (draft, jnp.zeros(draft.shape[0], jnp.int32)), changed, 0)
+    branches = [lambda s, width=width: _refine(cfg, tree, s, changed, prompt, width) for width in widths]
 
     def going(state: tuple) -> jax.Array:
         return (state[1] < span).any()
 
     def step(state: tuple) -> tuple:
         *state, passes = state
-        first, cell = state[1].min(), jnp.arange(cells)
-        waiting = changed & (cell >= state[1][:, None]) & (cell < first + widths[1])
-        narrow = waiting.any() | (first + widths[1] >= span)
-        branches = [lambda s, width=width: _refine(cfg, tree, s, changed, prompt, width) for width in widths]
-        return *jax.lax.switch(narrow.astype(jnp.int32), branches, tuple(state)), passes + 1
+        first, cell = state[1].min(), jnp.arange(span)
+        waiting = jnp.pad(changed & (cell[:-2] >= state[1][:, None]), ((0, 0), (0, 2))).any(axis=0)
+        reach = jnp.where(waiting.any(), waiting.argmax() + 1, span) - first
+        return *jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), reach), branches, tuple(state)), passes + 1
 
+    state = (*known, prefix, x[:, -2:], jnp.ones((), jnp.int32))
     codes, _, prefix, tail, passes = jax.lax.while_loop(going, step, state)
     best = llm.logits(cfg.llm, tree["llm"], tail[:, :1])[:, 0].argmax(axis=-1)
     return prefix._replace(last=tail[:, 1]), Depth(codes, passes, best == cfg.tokens.depth_end)

@@ -85,7 +85,8 @@ def _self_attend(module: Block, h: jax.Array, steps: jax.Array | None) -> jax.Ar
     if cfg.qk_norm:
         q, k = (ops.rms_norm(a, None, cfg.qk_norm_eps) for a in (q, k))
     if cfg.rope:
-        q, k = (ops.rope(a, jnp.arange(length)[None], 1e4) for a in (q, k))
+        turn = ops.rotary(jnp.arange(length)[None], 1e4, cfg.head_dim)
+        q, k = (ops.rope(a, turn) for a in (q, k))
     y = ops.attend(q, k, v, _step_mask(cfg, length, steps))
     return _out(module, "self_o", y).reshape(batch, groups, length, width)
 

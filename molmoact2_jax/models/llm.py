@@ -26,9 +26,9 @@ class KV(NamedTuple):
 
 
 class Where(NamedTuple):
-    """Where the tokens of one pass are: logical positions i32[B, T], mask bool[B, T, S], first cache slot."""
+    """Where the tokens of one pass are: their rotation, mask bool[B, T, S] over the keys, first cache slot."""
 
-    positions: jax.Array
+    rotary: ops.Rotary
     mask: jax.Array
     start: jax.Array | int = 0
 
@@ -52,15 +52,13 @@ class Block(nn.Module):
         before, after = (_plain, params.norm) if cfg.norm_after else (params.norm, _plain)
 
         h = before(self, "attn_norm", x)
-        new = _keys_and_values(self, h, where.positions)
+        new = _keys_and_values(self, h, where.rotary)
         kv = new if cache is None else cache.write(new, where.start)
         if self.read == 0:
             return x[:, :0], kv
         if self.read is not None:
-            x, h, positions, mask = (a[:, -self.read :] for a in (x, h, where.positions, where.mask))
-        else:
-            positions, mask = where.positions, where.mask
-        y = ops.attend(_queries(self, h, positions), kv.k, kv.v, mask)
+            x, h, where = jax.tree.map(lambda a: a[:, -self.read :], (x, h, where._replace(start=None)))
+        y = ops.attend(_queries(self, h, where.rotary), kv.k, kv.v, where.mask)
         y = after(self, "attn_norm", linear("o", "btnh,nhd->btd", y, "heads head_dim embed"))
         x = x + _dropout(y, drop, 0)
 
@@ -71,15 +69,15 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "tokens", "act_embed")), kv
 
 
-def _queries(module: Block, h: jax.Array, positions: jax.Array) -> jax.Array:
+def _queries(module: Block, h: jax.Array, turn: ops.Rotary) -> jax.Array:
     q = params.linear(module, "q", "btd,dnh->btnh", h, "embed heads head_dim", bias=module.cfg.qkv_bias)
-    return ops.rope(_qk_norm(module, "q_norm", q, "heads"), positions, module.cfg.rope_base)
+    return ops.rope(_qk_norm(module, "q_norm", q, "heads"), turn)
 
 
-def _keys_and_values(module: Block, h: jax.Array, positions: jax.Array) -> KV:
+def _keys_and_values(module: Block, h: jax.Array, turn: ops.Rotary) -> KV:
     linear = functools.partial(params.linear, module, bias=module.cfg.qkv_bias)
     k, v = (linear(name, "btd,dkh->btkh", h, "embed kv_heads head_dim") for name in ("k", "v"))
-    return KV(ops.rope(_qk_norm(module, "k_norm", k, "kv_heads"), positions, module.cfg.rope_base), v)
+    return KV(ops.rope(_qk_norm(module, "k_norm", k, "kv_heads"), turn), v)
 
 
 def _qk_norm(module: Block, name: str, x: jax.Array, heads: str) -> jax.Array:
@@ -131,12 +129,17 @@ def init(cfg: LLMConfig, key: jax.Array) -> Params:
     """Returns boxed parameters `{embedding, blocks, head}`."""
     keys = jax.random.split(key, 3)
     x, tokens = jnp.zeros((1, 1, cfg.width)), jnp.zeros((1, 1), jnp.int32)
-    where = Where(tokens, jnp.ones((1, 1, 1), bool))
+    where = Where(rotary(cfg, tokens), jnp.ones((1, 1, 1), bool))
     return {
         "embedding": params.init(Embedding(cfg), keys[0], tokens),
         "blocks": params.init(Block(cfg), keys[1], x, None, where, layers=cfg.depth),
         "head": params.init(Head(cfg), keys[2], x),
     }
+
+
+def rotary(cfg: LLMConfig, positions: jax.Array) -> ops.Rotary:
+    """Returns the rotation of logical positions i32[B, T]."""
+    return ops.rotary(positions, cfg.rope_base, cfg.head_dim)
 
 
 def embed(cfg: LLMConfig, tree: Params, tokens: jax.Array) -> jax.Array:
@@ -172,11 +175,13 @@ def forward(
       tree: parameters.
       x: [B, T, D], embedded tokens.
       where: positions, mask over the keys, first cache slot.
-      cache: [L, B, S, K, H] to write into and read, or None: the tokens attend to themselves.
+      cache: [L, B, S, K, H] to write into and read (or a tuple of layers where those of `tree` are one), or None: the
+        tokens attend to themselves.
       read: how many of the last tokens the result is wanted for; the last block does no more than that needs. None: all.
 
     Returns:
-      The residual stream [B, read, D] after the last block, and keys and values (the written cache) [L, B, S, K, H].
+      The residual stream [B, read, D] after the last block, and keys and values (the written cache) [L, B, S, K, H],
+      as a tuple of layers where those of `tree` are one.
     """
 
     def block(weights: Params, x: jax.Array, cache: KV | None = None) -> tuple[jax.Array, KV]:
@@ -186,9 +191,9 @@ def forward(
     if read is None:
         return params.scan(block, tree["blocks"], x, *caches)
     x, most = params.scan(block, tree["blocks"], x, *caches, stop=cfg.depth - 1)
-    last, old = params.layer(tree["blocks"], cfg.depth - 1), None if cache is None else KV(*(a[-1] for a in cache))
-    x, final = params.apply(Block(cfg, read), last, x, old, where)
-    return x, KV(*(jnp.concatenate([a, b[None]]) for a, b in zip(most, final)))
+    last, *old = (params.layer(layers, cfg.depth - 1) for layers in (tree["blocks"], *caches))
+    x, final = params.apply(Block(cfg, read), last, x, *(old or [None]), where)
+    return x, params.append(most, final)
 
 
 def train(
@@ -223,5 +228,5 @@ def train(
         x, kv = params.apply(Block(cfg), weights, x, None, where, layer_drop)
         return x, (kv, x if hidden else None)
 
-    x, (kv, states) = params.scan(block, tree["blocks"], x, jnp.arange(cfg.depth), remat=remat)
-    return x, kv, states
+    x, ys = params.scan(block, tree["blocks"], x, jnp.arange(cfg.depth), remat=remat)
+    return x, *params.stacked(ys)

@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 class Prefix(NamedTuple):
     """What the decoder has seen: R slots, of which `valid` ones are filled.
 
-    tokens i32[B, R]; valid bool[B, R]; kv [L, B, R, K, H]; last [B, D], the residual stream at the newest token;
+    tokens i32[B, R]; valid bool[B, R]; kv [L, B, R, K, H] (or a tuple of layers); last [B, D], the residual stream at the newest token;
     states [L, B, R, D], the residual streams, only for an expert that reads those.
     """
 
@@ -104,7 +104,8 @@ def prefill(cfg: ModelConfig, tree: Params, inputs: Inputs, *, room: int = 0, re
     """
     features = vision(cfg, tree, inputs.crops, inputs.pooling) if inputs.crops.shape[1] else None
     x = embed(cfg, tree, inputs.tokens, features)
-    where = llm.Where(masks.positions(inputs.valid), masks.prompt(inputs.tokens, inputs.valid, cfg))
+    turn = llm.rotary(cfg.llm, masks.positions(inputs.valid))
+    where = llm.Where(turn, masks.prompt(inputs.tokens, inputs.valid, cfg))
     if cfg.expert and cfg.expert.conditioning == "hidden":
         x, kv, states = llm.train(cfg.llm, tree["llm"], x, where, hidden=True)
         x = x[:, x.shape[1] - read :]
@@ -119,16 +120,18 @@ def reserve(prefix: Prefix, room: int) -> Prefix:
     """Adds free slots behind a prefix."""
     if room == 0:
         return prefix
-    ends = lambda a, axis: jnp.pad(a, [(0, room if i == axis else 0) for i in range(a.ndim)])  # noqa: E731
-    kv = llm.KV(*(ends(a, 2) for a in prefix.kv))
-    states = None if prefix.states is None else ends(prefix.states, 2)
-    return Prefix(ends(prefix.tokens, 1), ends(prefix.valid, 1), kv, prefix.last, states)
+
+    def longer(a: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(a, [(0, room if i == axis % a.ndim else 0) for i in range(a.ndim)])
+
+    kv, states = jax.tree.map(lambda a: longer(a, -3), prefix.kv), jax.tree.map(lambda a: longer(a, -2), prefix.states)
+    return Prefix(longer(prefix.tokens, 1), longer(prefix.valid, 1), kv, prefix.last, states)
 
 
 def context(cfg: ModelConfig, tree: Params, prefix: Prefix) -> Context:
     """Gates and projects what the decoder left behind to what the expert reads. Source: `model.md` 5, 6.1, 6.2."""
     visible = masks.context(prefix.tokens, prefix.valid, cfg)
-    keys, values = sources(cfg, prefix.kv, prefix.states)
+    keys, values = sources(cfg, params.stacked(prefix.kv), prefix.states)
     if cfg.gate:
         span = masks.depth_span(prefix.tokens, visible, cfg.tokens)
         scale = depth.scales(cfg.expert, tree["gate"], values, visible, span)[..., None]

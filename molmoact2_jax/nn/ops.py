@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,18 +65,23 @@ def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, eps: float = 1e
     return (y * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    """Rotates pairs (j, j + H/2) of each head by `position * base^(-2j/H)`.
+class Rotary(NamedTuple):
+    """Cosines and sines f32[B, T, 1, H/2] of the angles of rotary positions, the same for every layer."""
 
-    Args:
-      x: [B, T, N, H].
-      positions: i32[B, T] or i32[1, T], logical positions.
-      base: base of the geometric sequence of frequencies.
-    """
-    angles = positions[..., None].astype(jnp.float32) * frequencies(base, x.shape[-1])  # [B, T, H/2]
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotary(positions: jax.Array, base: float, size: int) -> Rotary:
+    """Returns the rotation of logical positions i32[B, T] for heads of `size`: angle j is position * base^(-2j/size)."""
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies(base, size)
+    return Rotary(jnp.cos(angles), jnp.sin(angles))
+
+
+def rope(x: jax.Array, turn: Rotary) -> jax.Array:
+    """Rotates pairs (j, j + H/2) of each head of [B, T, N, H]."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([a * turn.cos - b * turn.sin, b * turn.cos + a * turn.sin], axis=-1).astype(x.dtype)
 
 
 def frequencies(base: float, size: int) -> np.ndarray:
@@ -102,12 +108,21 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
             f"attend: mask is {mask.shape}, expected (B, T, S) = ({batch}, {queries}, {k.shape[1]}) from q {q.shape} "
             f"and k {k.shape}. Padding masks need a query axis: mask[:, None, :]."
         )
-    grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], size)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) / math.sqrt(size)
+    keys, groups = k.shape[2], heads // k.shape[2]
+    rows = q.reshape(batch, queries, keys, groups, size).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
+    columns = k.transpose(0, 2, 3, 1)  # [B, K, H, S]
+    scores = jnp.matmul(
+        rows.reshape(batch, keys, groups * queries, size), columns, preferred_element_type=jnp.float32
+    ).reshape(batch, keys, groups, queries, -1) / math.sqrt(size)
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+    # Dividing by the sum after the product touches H numbers per query instead of S.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    flat = weights.astype(v.dtype).reshape(batch, keys, groups * queries, -1)
+    y = jnp.matmul(flat, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
+    y = y.reshape(batch, keys, groups, queries, size) / total
+    return y.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:

@@ -111,33 +111,45 @@ def scan(
 
     Args:
       block: one layer.
-      layers: parameters with a leading layer axis (a loop is compiled), or a tuple with one tree per layer (the
-        program is unrolled, which saves copies and launches on a GPU).
+      layers: parameters with a leading layer axis (a loop is compiled), or a plain tuple with one tree per layer (the
+        program is unrolled, which saves copies and launches).
       carry: what goes from layer to layer.
-      *xs: further inputs, leading axis = layer.
-      stop: run only the layers before this one. Layers are then read by index, which needs no copy of the stack but
-        has a slow gradient: for inference.
+      *xs: further inputs, each with a leading layer axis, or (unrolled only) a plain tuple with one entry per layer.
+      stop: run only the layers before this one. Stacked layers are then read by index, which needs no copy of the stack
+        but has a slow gradient: for inference.
       remat: policy of `jax.checkpoint` for each layer.
 
     Returns:
-      The last carry and the stacked results `y`.
+      The last carry and the results `y`: with a leading axis, or unrolled as a plain tuple (see `stacked`).
     """
     if remat is not None:
-        block = jax.checkpoint(block, policy=remat, prevent_cse=isinstance(layers, tuple))
-    if isinstance(layers, tuple):
+        block = jax.checkpoint(block, policy=remat, prevent_cse=type(layers) is tuple)
+    if type(layers) is tuple:
         ys = []
         for i, one in enumerate(layers[:stop]):
-            carry, y = block(one, carry, *_at(xs, i))
+            carry, y = block(one, carry, *(layer(x, i) for x in xs))
             ys.append(y)
-        return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
+        return carry, tuple(ys)
     if stop is None:
         return jax.lax.scan(lambda c, each: block(each[0], c, *each[1]), carry, (layers, xs))
     return jax.lax.scan(lambda c, i: block(_at(layers, i), c, *_at(xs, i)), carry, jnp.arange(stop))
 
 
 def layer(layers: Params, index: int) -> Params:
-    """Returns the parameters of one layer."""
-    return layers[index] if isinstance(layers, tuple) else _at(layers, index)
+    """Returns one layer of a stack, or of a plain tuple of layers."""
+    return layers[index] if type(layers) is tuple else _at(layers, index)
+
+
+def stacked(layers: Params) -> Params:
+    """Returns layers with a leading axis, whichever way they are held."""
+    return jax.tree.map(lambda *y: jnp.stack(y), *layers) if type(layers) is tuple else layers
+
+
+def append(layers: Params, last: Params) -> Params:
+    """Adds a layer behind those of a stack or a plain tuple."""
+    if type(layers) is tuple:
+        return (*layers, last)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), layers, last)
 
 
 def _at(tree: Any, index: int | jax.Array) -> Any:

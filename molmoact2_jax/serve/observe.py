@@ -12,7 +12,7 @@ import numpy as np
 from molmoact2_jax.batch import Observation
 from molmoact2_jax.checkpoint import config_json
 from molmoact2_jax.config import ModelConfig, ProcessorConfig
-from molmoact2_jax.data import images, norm_stats, normalize
+from molmoact2_jax.data import clips, images, norm_stats, normalize
 from molmoact2_jax.models.molmoact2 import Inputs
 from molmoact2_jax.text import actions, prompt
 from molmoact2_jax.text.tokenizer import Tokenizer
@@ -84,14 +84,26 @@ class Host:
         )  # fmt: skip
         return self.encode(prompt.robot_prompt(question, style, len(pictures)), pictures)
 
-    def question(self, messages: Sequence[prompt.Message], given: Sequence[Any], video: Any) -> Row:
-        """Writes the prompt of a conversation about pictures, or about the frames u8[T, H, W, 3] of a video."""
+    def question(
+        self, messages: Sequence[prompt.Message], given: Sequence[Any], video: tuple[np.ndarray, float] | None
+    ) -> Row:
+        """Writes the prompt of a conversation about pictures, or about a video (frames u8[T, H, W, 3], their rate)."""
         if video is not None and len(given):
             raise ValueError("video: given together with images, expected one of them.")
         if video is not None:
-            return self._video(messages, video)
+            return self._video(messages, *video)
         pictures = [images.coerce(image, f"images[{i}]") for i, image in enumerate(given)]
         return self.encode(prompt.chat(messages, visuals=prompt.image_placeholders(len(pictures))), pictures)
+
+    def _video(self, messages: Sequence[prompt.Message], frames: np.ndarray, fps: float) -> Row:
+        if np.ndim(frames) != 4 or not len(frames) or not fps > 0:
+            raise ValueError(f"video: {np.shape(frames)} at {fps} fps, expected frames [T, H, W, 3] and their rate.")
+        shown = clips.indices(len(frames), fps, self.processor)
+        crops = clips.crops_of(np.stack([images.coerce(frames[i], f"video[{i}]") for i in shown]), self.processor)
+        visual = prompt.video_tokens(self.tokenizer, self.cfg.tokens, shown / fps, crops.grid[:2], self.processor)
+        text = prompt.chat(messages, visuals=prompt.VIDEO)
+        tokens = prompt.encode_prompt(self.tokenizer, self.cfg.tokens, text, [visual])
+        return Row(tokens, crops.pixels, crops.pooling)
 
     def encode(self, text: str, pictures: Sequence[np.ndarray]) -> Row:
         """Turns a prompt with placeholders and its pictures u8[H, W, 3] into a row."""

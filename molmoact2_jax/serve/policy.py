@@ -25,25 +25,28 @@ from molmoact2_jax.serve.records import Action, DepthCache, Options, Prepared
 from molmoact2_jax.serve.runner import Runner
 from molmoact2_jax.text import prompt
 
+CPU_WIDTHS = (16, 48)  # and the whole span
 _log = logging.getLogger(__name__)
 
 
 class Policy:
     """Predicts actions, and answers in words. Make one with `from_pretrained`."""
 
-    def __init__(self, host: observe.Host, params: Params, *, unroll: bool | None = None, window: int | None = None):
+    def __init__(self, host: observe.Host, params: Params, *, unroll: bool | None = None, widths: tuple[int, ...] = ()):
         """Takes parameters over.
 
         Args:
           host: the side files of the checkpoint.
           params: parameters, in the dtype to compute in.
-          unroll: compiles layers one by one (None: on a GPU), else as loops.
-          window: positions per pass of adaptive depth (None: few on a CPU, where work counts; else all).
+          unroll: compiles layers one by one instead of as a loop, which saves copies of weights and launches (None:
+            except on a TPU).
+          widths: positions that a pass of adaptive depth may have, see `decode.depth_codes` (empty: several on a CPU).
         """
         backend = jax.default_backend()
         self.host, self.cfg = host, host.cfg
-        self._runner = Runner(self.cfg, params, unroll=backend == "gpu" if unroll is None else unroll)
-        self._window = window or (24 if backend == "cpu" else self.cfg.num_depth_codes + 2)
+        self._runner = Runner(self.cfg, params, unroll=backend != "tpu" if unroll is None else unroll)
+        span = self.cfg.num_depth_codes + 2
+        self._widths = widths or ((*(w for w in CPU_WIDTHS if w < span), span) if backend == "cpu" else (span,))
         self._warned: set[str] = set()
 
     @classmethod
@@ -61,6 +64,11 @@ class Policy:
         cache_dir.enable()
         cfg, params = hf.load(directory, jnp.dtype(dtype))
         return cls(observe.Host.load(pathlib.Path(directory), cfg), params, **options)
+
+    @property
+    def params(self) -> Params:
+        """The parameters, as the programs take them."""
+        return self._runner.params
 
     @property
     def compilations(self) -> int:
@@ -126,7 +134,7 @@ class Policy:
         self,
         text_or_messages: str | Sequence[prompt.Message],
         images: Sequence[Any] = (),
-        video: Any = None,
+        video: tuple[np.ndarray, float] | None = None,
         max_tokens: int = 128,
     ) -> str:
         """Answers a question about pictures or a video, greedily.
@@ -134,7 +142,7 @@ class Policy:
         Args:
           text_or_messages: the question, or turns that end with the user's.
           images: pictures, shown before the first turn.
-          video: u8[T, H, W, 3], frames at the processor's rate (2 per second); not together with images.
+          video: frames u8[T, H, W, 3] and their rate per second, of which at most 8 are shown; not with images.
           max_tokens: where the answer is cut.
 
         Returns:
@@ -221,7 +229,7 @@ class Policy:
             horizon=horizon,
             max_tokens=16 * horizon if chosen.mode == "discrete" else 0,
             max_depth_tokens=max(cfg.num_depth_codes + 8, 16 * cfg.max_horizon) if chosen.depth == "full" else 0,
-            window=self._window if chosen.depth == "adaptive" else 0,
+            widths=self._widths if chosen.depth == "adaptive" else (),
         )
         call = program.Call(observe.pad([one.row for one in group], cfg.tokens.pad, length))
         if chosen.mode == "continuous":

@@ -56,7 +56,7 @@ class Spec:
       horizon: steps of a chunk.
       max_tokens: most tokens of a discrete or text answer.
       max_depth_tokens: most tokens of a free depth span, or behind fixed codes.
-      window: positions per pass of the adaptive schedule.
+      widths: positions that a pass of the adaptive schedule may have (`decode.depth_codes`).
     """
 
     mode: str
@@ -64,7 +64,7 @@ class Spec:
     horizon: int = 0
     max_tokens: int = 0
     max_depth_tokens: int = 0
-    window: int = 102
+    widths: tuple[int, ...] = ()
 
 
 def run(cfg: ModelConfig, spec: Spec, params: Params, shifts: expert.Modulation | None, call: Call) -> Outcome:
@@ -95,7 +95,7 @@ def _prefix(cfg: ModelConfig, spec: Spec, params: Params, call: Call, answers: b
     if spec.depth == "off":
         return molmoact2.prefill(cfg, params, call.inputs, read=int(answers))[0], None, None
     if spec.depth == "adaptive":
-        prefix, codes = decode.depth_codes(cfg, params, call.inputs, call.draft, call.changed, spec.window)
+        prefix, codes = decode.depth_codes(cfg, params, call.inputs, call.draft, call.changed, spec.widths)
         return prefix, None, codes
     inputs = call.inputs if spec.depth == "full" else _behind_codes(cfg, call)
     prefix, _ = molmoact2.prefill(cfg, params, inputs, room=spec.max_depth_tokens, read=1)
