@@ -41,25 +41,31 @@ def init(cfg: ExpertConfig, per_layer: bool, bias: float, key: jax.Array) -> Par
     return params.init(Gate(cfg, per_layer, bias), key, pooled)
 
 
-def pool(values: jax.Array, visible: jax.Array, span: jax.Array) -> jax.Array:
-    """Averages value vectors over the visible tokens that are not depth (over all visible ones where there are none).
+def pool(values: jax.Array, groups: jax.Array, span: jax.Array) -> jax.Array:
+    """Averages value vectors over the tokens of each group that are not depth (over all its tokens if there are none).
 
     Args:
       values: [L, B, S, C].
-      visible: bool[B, S].
+      groups: bool[B, G, S], the visible tokens that belong together.
       span: bool[B, S], depth tokens.
 
     Returns:
-      [L, B, C], f32.
+      f32[L, B, G, C].
     """
-    plain = visible & ~span
-    chosen = jnp.where(plain.any(axis=1, keepdims=True), plain, visible)
-    total = jnp.einsum("lbsc,bs->lbc", values.astype(jnp.float32), chosen.astype(jnp.float32))
-    return total / jnp.maximum(chosen.sum(axis=1), 1)[:, None]
+    plain = groups & ~span[:, None]
+    chosen = jnp.where(plain.any(axis=-1, keepdims=True), plain, groups)
+    total = jnp.einsum("lbsc,bgs->lbgc", values.astype(jnp.float32), chosen.astype(jnp.float32))
+    return total / jnp.maximum(chosen.sum(axis=-1), 1)[..., None]
 
 
-def scales(cfg: ExpertConfig, tree: Params, values: jax.Array, visible: jax.Array, span: jax.Array) -> jax.Array:
-    """Returns [L, B, S], what keys and values are multiplied by: the gate on depth tokens, 1 elsewhere."""
+def scales(cfg: ExpertConfig, tree: Params, values: jax.Array, groups: jax.Array, span: jax.Array) -> jax.Array:
+    """Returns [L, B, S], what keys and values are multiplied by.
+
+    That is the gate of its group on a depth token (a token is in one group at most, or in any if they are all alike),
+    and 1 elsewhere. Arguments: `pool`.
+    """
     per_layer = tree["kernel"].ndim == 2
-    gate = params.apply(Gate(cfg, per_layer), tree, pool(values, visible, span))
-    return jnp.where(span[None], gate[..., None], 1.0).astype(values.dtype)
+    gate = params.apply(Gate(cfg, per_layer), tree, pool(values, groups, span))  # [L, B, G]
+    member = groups & span[:, None]
+    own = jnp.take_along_axis(gate, member.argmax(axis=1)[None].repeat(gate.shape[0], axis=0), axis=2)
+    return jnp.where(member.any(axis=1)[None], own, 1.0).astype(values.dtype)

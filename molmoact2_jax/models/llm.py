@@ -196,6 +196,13 @@ def forward(
     return x, params.append(most, final)
 
 
+class _Left(NamedTuple):
+    """What a block leaves behind in training."""
+
+    kv: KV
+    state: jax.Array | None
+
+
 def train(
     cfg: LLMConfig,
     tree: Params,
@@ -226,7 +233,7 @@ def train(
         if drop is not None:
             layer_drop = Dropout(drop.rate, jax.vmap(lambda key: jax.random.fold_in(key, index))(drop.keys))
         x, kv = params.apply(Block(cfg), weights, x, None, where, layer_drop)
-        return x, (kv, x if hidden else None)
+        return x, _Left(kv, x if hidden else None)
 
     x, ys = params.scan(block, tree["blocks"], x, jnp.arange(cfg.depth), remat=remat)
     return x, *params.stacked(ys)

@@ -134,7 +134,7 @@ def context(cfg: ModelConfig, tree: Params, prefix: Prefix) -> Context:
     keys, values = sources(cfg, params.stacked(prefix.kv), prefix.states)
     if cfg.gate:
         span = masks.depth_span(prefix.tokens, visible, cfg.tokens)
-        scale = depth.scales(cfg.expert, tree["gate"], values, visible, span)[..., None]
+        scale = depth.scales(cfg.expert, tree["gate"], values, visible[:, None], span)[..., None]
         keys, values = keys * scale, values * scale
     return Context(expert.project_context(cfg.expert, tree["expert"], keys, values), visible)
 
