@@ -1,0 +1,178 @@
+"""Exact statistics of robot datasets from their columns alone: no picture is decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from molmoact2_jax.data import norm_stats
+from molmoact2_jax.data.source import EpisodeSource
+
+LEVELS = {name: int(name[1:]) / 100 for name in norm_stats.QUANTILES}
+EXACT, AVERAGED = "exact", "averages weighted by count, not those of the union"
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """The numbers that statistics of one dataset are taken from: every frame that is not quarantined, once.
+
+    Attributes:
+      name, digest, fps, cameras: of the source.
+      episodes: with at least one frame.
+      excluded: frames left out because the quarantine file names them.
+      state: f32[N, D]; action: f32[N, C]; robot units.
+      state_names, action_names: one word per channel.
+    """
+
+    name: str
+    digest: str
+    fps: float
+    cameras: tuple[str, ...]
+    episodes: int
+    excluded: int
+    state: np.ndarray
+    action: np.ndarray
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+
+    def provenance(self) -> dict[str, Any]:
+        """Returns what identifies them, as JSON values."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "episodes": self.episodes,
+            "frames": len(self.action),
+            "excluded_frames": self.excluded,
+        }
+
+
+def read(source: EpisodeSource) -> Numbers:
+    """Reads the columns of a source.
+
+    Raises:
+      ValueError: there is no frame to take statistics from.
+    """
+    if not source.valid.any():
+        raise ValueError(
+            f"{source.name}: {source.num_frames} frames, all quarantined, expected some to take statistics from."
+        )
+    columns = source.columns(("state", "action"))
+    keep: Any = slice(None) if source.valid.all() else source.valid
+    return Numbers(
+        name=source.name,
+        digest=source.digest,
+        fps=source.fps,
+        cameras=source.cameras,
+        episodes=int((source.episode_lengths > 0).sum()),
+        excluded=int((~source.valid).sum()),
+        state=columns["state"][keep],
+        action=columns["action"][keep],
+        state_names=source.state_names,
+        action_names=source.action_names,
+    )
+
+
+def exact(parts: Sequence[np.ndarray], names: Sequence[str], mask: Sequence[bool]) -> norm_stats.TagStats:
+    """Computes the statistics of the concatenation of `parts`, one channel at a time, in float64.
+
+    Quantiles are NumPy's (linear between neighbours); `std` is that of the population, as in LeRobot.
+
+    Args:
+      parts: f32[N_i, C] each, together at least one row.
+      names: one word per channel.
+      mask: true for channels that are normalised.
+
+    Raises:
+      ValueError: a value is not finite.
+    """
+    values: dict[str, list[float]] = {field: [] for field in ("mean", "std", "min", "max", *LEVELS)}
+    for channel, name in enumerate(names):
+        column = np.concatenate([part[:, channel] for part in parts]).astype(np.float64)
+        bad = np.count_nonzero(~np.isfinite(column))
+        if bad:
+            raise ValueError(
+                f"statistics: channel {channel} ({name}) is not finite in {bad} of {len(column)} frames. "
+                "Quarantine them: molmoact2 data check DATASET --quarantine FILE, then data stats with the same file."
+            )
+        numbers = (column.mean(), column.std(), column.min(), column.max(), *np.quantile(column, list(LEVELS.values())))
+        for field, number in zip(values, numbers, strict=True):
+            values[field].append(float(number))
+    columns: dict[str, Any] = {field: tuple(numbers) for field, numbers in values.items()}
+    return norm_stats.TagStats(**columns, mask=tuple(mask), names=tuple(names), count=sum(map(len, parts)))
+
+
+def measure(datasets: Sequence[Numbers], facts: norm_stats.Tag) -> norm_stats.Tag:
+    """Computes the statistics of the union of datasets of one robot.
+
+    Args:
+      datasets: at least one; channels are named alike in all of them.
+      facts: everything but the statistics; `normalize_gripper` None means False.
+
+    Returns:
+      `facts` with exact statistics, and provenance that names every dataset.
+
+    Raises:
+      ValueError: channels differ between datasets, or a value is not finite.
+    """
+    found: dict[str, norm_stats.TagStats] = {}
+    for kind in ("action", "state"):
+        names = _agreed(datasets, kind)
+        mask = norm_stats.gripper_mask(names, len(names), normalize_gripper=bool(facts.normalize_gripper))
+        found[kind] = exact([getattr(numbers, kind) for numbers in datasets], names, mask)
+    tag = dataclasses.replace(facts, action=found["action"], state=found["state"])
+    return _sign(tag, EXACT, [numbers.provenance() for numbers in datasets])
+
+
+def _agreed(datasets: Sequence[Numbers], kind: str) -> tuple[str, ...]:
+    layouts = {getattr(numbers, f"{kind}_names"): numbers.name for numbers in datasets}
+    if len(layouts) != 1:
+        lines = "; ".join(f"{name}: {list(names)}" for names, name in layouts.items())
+        raise ValueError(f"statistics: {kind} channels differ between datasets: {lines}. Give each layout its own tag.")
+    return next(iter(layouts))
+
+
+def merge(tags: Sequence[norm_stats.Tag]) -> norm_stats.Tag:
+    """Joins tags of which only the statistics are at hand, as released: quantiles become averages weighted by count.
+
+    Extremes, means and deviations stay exact; the provenance says that quantiles do not. Facts are the first tag's.
+
+    Raises:
+      ValueError: fewer than two tags, one without count, or channels that differ.
+    """
+    if len(tags) < 2:
+        raise ValueError(f"merge: {len(tags)} tags, expected at least 2.")
+    found: dict[str, Any] = {}
+    for kind in ("action", "state"):
+        parts = [getattr(tag, kind) for tag in tags]
+        if any(part is None for part in parts):
+            raise ValueError(f"merge: {parts.count(None)} of {len(parts)} tags have no {kind} statistics.")
+        found[kind] = norm_stats.merge(parts)
+    origins = [origin for tag in tags for origin in (tag.provenance or {}).get("datasets", [{"name": "unknown"}])]
+    return _sign(dataclasses.replace(tags[0], **found), AVERAGED, origins)
+
+
+def _sign(tag: norm_stats.Tag, quantiles: str, datasets: Sequence[Mapping[str, Any]]) -> norm_stats.Tag:
+    provenance = {"quantiles": quantiles, "datasets": list(datasets), "digest": norm_stats.digest(tag)}
+    return dataclasses.replace(tag, provenance=provenance)
+
+
+def intact(tag: norm_stats.Tag) -> bool | None:
+    """Says whether a tag is as it was computed; None where it has no digest of ours (released files)."""
+    recorded = (tag.provenance or {}).get("digest")
+    return None if recorded is None else recorded == norm_stats.digest(tag)
+
+
+def measure_sources(
+    sources: Sequence[EpisodeSource],
+    facts: norm_stats.Tag,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> norm_stats.Tag:
+    """Reads sources one after another, calling `progress` with (datasets read, all), and measures them."""
+    datasets = []
+    for source in sources:
+        datasets.append(read(source))
+        progress(len(datasets), len(sources))
+    return measure(datasets, facts)

@@ -1,0 +1,179 @@
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+
+from molmoact2_jax.data import fit_report, memory, norm_stats, stats
+
+RNG = np.random.default_rng(5)
+FACTS = norm_stats.Tag(horizon=10, n_action_steps=10, setup="a robot", control="absolute joint pose")
+LEVELS = (0.01, 0.10, 0.50, 0.90, 0.99)
+
+
+class Blind(memory.MemorySource):
+    """A dataset whose pictures nobody may touch."""
+
+    def frames(self, episode, frames, cameras):
+        raise AssertionError("statistics read a picture")
+
+
+def source(name="own", lengths=(40, 30), channels=3, names=("j0", "j1", "gripper"), state=None):
+    episodes = []
+    for length in lengths:
+        state_rows = RNG.normal(size=(length, channels)).astype(np.float32) if state is None else state[:length]
+        action = state_rows + 0.01 * RNG.normal(size=state_rows.shape).astype(np.float32)
+        action[:, -1] = state_rows[:, -1] = RNG.uniform(0, 1, size=length)
+        pictures = {"image": np.zeros((length, 4, 4, 3), np.uint8)}
+        episodes.append(memory.Episode(state_rows, action, pictures, "pick up the cup"))
+    made = Blind(name, episodes, fps=10.0)
+    made.state_names = made.action_names = tuple(names)
+    return made
+
+
+def test_statistics_of_several_datasets_are_those_of_numpy_on_their_concatenation():
+    sources = [source("a"), source("b", lengths=(7,))]
+    tag = stats.measure_sources(sources, FACTS)
+    for kind in ("state", "action"):
+        union = np.concatenate([s.columns((kind,))[kind] for s in sources]).astype(np.float64)
+        found = getattr(tag, kind)
+        quantiles = np.quantile(union, LEVELS, axis=0)
+        np.testing.assert_array_equal([getattr(found, q) for q in norm_stats.QUANTILES], quantiles)
+        np.testing.assert_array_equal([found.min, found.max], [union.min(axis=0), union.max(axis=0)])
+        np.testing.assert_allclose([found.mean, found.std], [union.mean(axis=0), union.std(axis=0)], rtol=1e-12)
+        assert found.count == len(union) and found.mask == (True, True, False)
+
+
+def test_a_million_frames_of_fourteen_channels_take_less_than_thirty_seconds():
+    rows = RNG.normal(size=(1_000_000, 14)).astype(np.float32)
+    start = time.perf_counter()
+    found = stats.exact([rows[:333_333], rows[333_333:]], [f"j{i}" for i in range(14)], [True] * 14)
+    seconds = time.perf_counter() - start
+    np.testing.assert_array_equal(found.q99, np.quantile(rows.astype(np.float64), 0.99, axis=0))
+    assert seconds < 30
+
+
+def test_quarantined_frames_do_not_count():
+    made = source()
+    made.columns(("action",))["action"][3] = np.nan
+    with pytest.raises(ValueError, match=r"channel 0 \(j0\) is not finite in 1 of 70 frames"):
+        stats.measure_sources([made], FACTS)
+    made.valid[3] = False
+    tag = stats.measure_sources([made], FACTS)
+    assert tag.action.count == 69 and tag.provenance["datasets"][0]["excluded_frames"] == 1
+
+
+def test_the_file_keeps_provenance_and_its_digest_notices_a_change(tmp_path):
+    tag = stats.measure_sources([source()], FACTS)
+    norm_stats.save(tmp_path / "norm_stats.json", norm_stats.NormStats("q01_q99", {"own": tag}))
+    read = norm_stats.load(tmp_path / "norm_stats.json").tag("own")
+    assert read.provenance["quantiles"] == "exact" and read.provenance["datasets"][0]["frames"] == 70
+    assert stats.intact(read) is True
+    content = json.loads((tmp_path / "norm_stats.json").read_text())
+    content["metadata_by_tag"]["own"]["action_stats"]["q99"][0] += 0.5
+    assert stats.intact(norm_stats.from_json(content).tags["own"]) is False
+    assert stats.intact(dataclasses.replace(read, provenance=None)) is None
+
+
+def test_merging_files_is_exact_but_for_quantiles_and_says_so():
+    parts = [source("a"), source("b", lengths=(7,))]
+    tags = [stats.measure_sources([part], FACTS) for part in parts]
+    merged, exact = stats.merge(tags), stats.measure_sources(parts, FACTS)
+    for field in ("mean", "std", "min", "max"):
+        np.testing.assert_allclose(getattr(merged.action, field), getattr(exact.action, field), rtol=1e-9)
+    weighted = np.average([t.action.q01 for t in tags], axis=0, weights=[70, 7])
+    np.testing.assert_allclose(merged.action.q01, weighted)
+    assert merged.provenance["quantiles"] == stats.AVERAGED
+    assert [d["name"] for d in merged.provenance["datasets"]] == ["a", "b"]
+
+
+def test_datasets_of_different_channels_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"action channels differ between datasets: a: .*; b: "):
+        stats.measure_sources([source("a"), source("b", names=("j1", "j0", "gripper"))], FACTS)
+
+
+def fitted(numbers, **changes):
+    tag = stats.measure([numbers], FACTS)
+    return fit_report.fit(dataclasses.replace(numbers, **changes), tag, "q01_q99")
+
+
+def kinds(report, check):
+    return [f.message for f in report.findings if f.check == check]
+
+
+def test_a_dataset_fits_its_own_statistics():
+    report = fitted(stats.read(source(lengths=(500, 500))))
+    assert not report.findings
+    assert all(abs(channel.outside - 0.02) < 0.005 and not channel.suspect for channel in report.channels)
+
+
+@pytest.mark.parametrize(
+    ("convert", "words"),
+    [
+        (np.degrees, "degrees, where the tag has radians"),
+        (np.radians, "radians, where the tag has degrees"),
+        (lambda x: x * 1000, "millimetres, where the tag has metres"),
+    ],
+)
+def test_units_that_differ_are_named(convert, words):
+    numbers = stats.read(source(lengths=(500,)))
+    state = numbers.state.copy()
+    state[:, :2] = convert(state[:, :2])
+    report = fitted(numbers, state=state)
+    assert [c.suspect for c in report.channels if c.kind == "state"] == [words, words, ""]
+    (message,) = kinds(report, "units")
+    assert words in message and "0 (j0), 1 (j1)" in message
+
+
+def test_a_joint_that_turns_the_other_way_from_another_zero_is_named():
+    numbers = stats.read(source(lengths=(400,), state=RNG.uniform(30, 80, size=(400, 3)).astype(np.float32)))
+    state = numbers.state.copy()
+    state[:, 0], state[:, 1] = -state[:, 0], state[:, 1] - 90
+    suspects = [c.suspect for c in fitted(numbers, state=state).channels if c.kind == "state"]
+    assert suspects == ["of the opposite sign", "shifted by -90 degrees", ""]
+
+
+def test_values_that_no_conversion_explains_are_counted():
+    numbers = stats.read(source(lengths=(400,)))
+    action = numbers.action.copy()
+    action[:100, 1] = 7.0
+    messages = kinds(fitted(numbers, action=action), "outside")
+    assert len(messages) == 1 and "action channel 1 (j1): 27" in messages[0]
+
+
+def test_a_dead_scale_and_a_constant_channel_are_named():
+    state = RNG.normal(size=(400, 3)).astype(np.float32)
+    state[:, 0] = 0
+    state[7, 0] = 5
+    state[:, 1] = 2
+    numbers = stats.read(source(lengths=(400,), state=state))
+    tag = stats.measure([numbers], FACTS)
+    moving = dataclasses.replace(numbers, state=RNG.normal(size=(400, 3)).astype(np.float32))
+    report = fit_report.fit(moving, tag, "q01_q99")
+    assert any("state channel 0 (j0): q99 - q01 = 0 but it moves" in m for m in kinds(report, "dead scale"))
+    assert any("state channel 1 (j1) moves, but the tag has it constant" in m for m in kinds(report, "constant"))
+
+
+def test_a_gripper_outside_the_range_that_passes_through_and_a_mirrored_one_are_named():
+    numbers = stats.read(source(lengths=(400,)))
+    action = numbers.action.copy()
+    action[:, 2] = (RNG.uniform(size=400) < 0.1).astype(np.float32)
+    tag = stats.measure([dataclasses.replace(numbers, action=action)], FACTS)
+    mirrored, percent = action.copy(), action.copy()
+    mirrored[:, 2] = 1 - mirrored[:, 2]
+    percent[:, 2] *= 100
+    report = fit_report.fit(dataclasses.replace(numbers, action=mirrored), tag, "q01_q99")
+    assert any("perhaps open and closed are exchanged" in m for m in kinds(report, "gripper"))
+    report = fit_report.fit(dataclasses.replace(numbers, action=percent), tag, "q01_q99")
+    assert any("passes through raw and is 0 to 100" in m for m in kinds(report, "gripper"))
+
+
+def test_rate_cameras_width_and_convention_are_compared():
+    numbers = stats.read(source(lengths=(400,)))
+    tag = stats.measure([numbers], dataclasses.replace(FACTS, cameras=("a", "b")))
+    wrong = dataclasses.replace(numbers, fps=30.0, action=RNG.normal(size=(400, 3)).astype(np.float32))
+    checks = {f.check for f in fit_report.fit(wrong, tag, "q01_q99").findings}
+    assert {"rate", "cameras", "convention"} <= checks
+    narrow = dataclasses.replace(numbers, state=numbers.state[:, :2], state_names=("j0", "j1"))
+    assert "state has 2 channels" in kinds(fit_report.fit(narrow, tag, "q01_q99"), "width")[0]
