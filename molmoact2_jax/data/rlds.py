@@ -79,11 +79,7 @@ class RLDSSource(table.TableSource):
     def tasks(self, episode: int, frame: int) -> tuple[str, ...]:
         self.require(episode, [frame])
         at = int(self.rows[episode]) + self._trim[0] + frame
-        found = [self._texts[self._index[f"text:{key}"][at]] for key in self.row.language]
-        for text in found:
-            if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
-                raise self.error(episode, frame, f"the instruction is not UTF-8: {text!r}")
-        return tuple(dict.fromkeys(text for text in found if text.strip()))
+        return self.texts(episode, frame, (self._texts[self._index[f"text:{key}"][at]] for key in self.row.language))
 
     def cameras_of(self, episode: int) -> tuple[str, ...]:
         flags = {camera.name for camera in self.row.cameras if camera.present}
@@ -96,11 +92,7 @@ class RLDSSource(table.TableSource):
         return {camera: self.stack(episode, frames, camera, data) for camera, data in encoded.items()}
 
     def encoded(self, episode: int, frame: int, camera: str) -> bytes:
-        """Returns the stored bytes of one picture.
-
-        Raises:
-          SampleError: they cannot be read, or are not those that were indexed.
-        """
+        self.require(episode, [frame])
         if camera not in self.cameras_of(episode):
             raise self.error(episode, frame, f"no camera {camera!r}, expected one of {self.cameras_of(episode)}")
         at = int(self.rows[episode]) + self._trim[0] + frame

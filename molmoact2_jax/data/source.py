@@ -123,6 +123,14 @@ class EpisodeSource(abc.ABC):
     def close(self) -> None:
         """Closes files and decoders; they open again on the next read."""
 
+    def encoded(self, episode: int, frame: int, camera: str) -> bytes | None:
+        """Returns a picture's bytes as stored (JPEG, PNG), None where pictures are not stored one by one.
+
+        Raises:
+          SampleError: they cannot be read.
+        """
+        return None
+
     def task(self, episode: int, frame: int) -> str:
         """Returns the first instruction of a frame, or "" where it has none."""
         return next(iter(self.tasks(episode, frame)), "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -113,6 +113,18 @@ class TableSource(EpisodeSource):
                 sizes = f"{decoded[-1].shape[:2]} pixels beside {decoded[0].shape[:2]}"
                 raise self.error(episode, frame, f"{camera}: {sizes}")
         return np.stack(decoded)
+
+    def texts(self, episode: int, frame: int, found: Iterable[str]) -> tuple[str, ...]:
+        """Returns instructions without blank and repeated ones.
+
+        Raises:
+          SampleError: one has bytes that are not UTF-8 (read as surrogates).
+        """
+        distinct = dict.fromkeys(text for text in found if text.strip())
+        for text in distinct:
+            if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
+                raise self.error(episode, frame, f"the instruction is not UTF-8: {text!r}")
+        return tuple(distinct)
 
     def _untrimmed(self, name: str, row: int, length: int) -> np.ndarray:
         rows = slice(row, row + length)

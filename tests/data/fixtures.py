@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from molmoact2_jax.data import oxe, pictures, rlds_write
+from molmoact2_jax.data import lerobot_files, lerobot_write, oxe, pictures, rlds_write, video
 
 HEIGHT, WIDTH, JOINTS = 48, 64, 8
 TASKS = ("pick up the cup", "Öffne die Schublade", "push the block left")
+MOTORS = (*(f"joint_{i}.pos" for i in range(JOINTS - 1)), "gripper.pos")
+TAG = oxe.Tag("own", 4, "test arm", oxe.JOINTS)
 ROW = dataclasses.replace(
     oxe.TEMPLATE,
     name="own",
@@ -136,3 +141,79 @@ def rlds_by_tfds(directory: pathlib.Path, made: list[Episode]) -> pathlib.Path:
     builder = Own(data_dir=directory, file_format="array_record")
     builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)
+
+
+def lerobot_features(made: list[Episode], dtype: str) -> dict:
+    """Features of the LeRobot datasets made here; dtype "video" or "image"."""
+    height, width = next(iter(made[0].cameras.values())).shape[1:3]
+    views = {f"observation.images.{name}": lerobot_write.camera(height, width, dtype=dtype) for name in made[0].cameras}
+    return {"observation.state": lerobot_write.vector(MOTORS), "action": lerobot_write.vector(MOTORS), **views}
+
+
+def lerobot_frame(episode: Episode, t: int) -> dict:
+    """One frame as the writer takes it."""
+    views = {f"observation.images.{name}": view[t] for name, view in episode.cameras.items()}
+    return {"observation.state": episode.state[t], "action": episode.action[t], **views}
+
+
+def lerobot(directory: pathlib.Path, made: list[Episode], *, dtype="video", codec="libx264", fps=10) -> pathlib.Path:
+    """Writes episodes as LeRobot v3.0 with our writer. Returns the directory."""
+    writer = lerobot_write.Writer(directory, fps=fps, features=lerobot_features(made, dtype), codec=codec)
+    for episode in made:
+        for t in range(len(episode)):
+            writer.add(lerobot_frame(episode, t), episode.task)
+        writer.end_episode()
+    return writer.finalize()
+
+
+def lerobot_v21(directory: pathlib.Path, made: list[Episode], *, codec="libx264", fps=10) -> pathlib.Path:
+    """Writes episodes as LeRobot v2.1: a parquet file, and a video per camera, for each. Returns the directory."""
+    features = lerobot_features(made, "video")
+    tasks = {task: i for i, task in enumerate(dict.fromkeys(episode.task for episode in made))}
+    start = 0
+    for e, episode in enumerate(made):
+        length = len(episode)
+        frames = np.arange(length)
+        table = {key: lerobot_files.column(value, features[key]) for key, value in
+                 {"observation.state": episode.state, "action": episode.action}.items()}  # fmt: skip
+        table |= {"timestamp": pa.array((frames / fps).astype(np.float32)), "frame_index": pa.array(frames)}
+        table |= {"episode_index": pa.array(frames * 0 + e), "index": pa.array(frames + start)}
+        table |= {"task_index": pa.array(frames * 0 + tasks[episode.task])}
+        path = directory / f"data/chunk-000/episode_{e:06}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(table), path)
+        for name, view in episode.cameras.items():
+            clip = directory / f"videos/chunk-000/observation.images.{name}/episode_{e:06}.mp4"
+            clip.parent.mkdir(parents=True, exist_ok=True)
+            encode(clip, view, codec, fps)
+        start += length
+    _meta_v21(directory, made, tasks, features, fps)
+    return directory
+
+
+def encode(path: pathlib.Path, frames: np.ndarray, codec: str, fps: int) -> None:
+    """Writes u8[L, H, W, 3] as a video."""
+    encoder = video.Encoder(path, fps, frames.shape[1:3], codec)
+    for frame in frames:
+        encoder.add(frame)
+    encoder.close()
+
+
+def _meta_v21(directory: pathlib.Path, made: list[Episode], tasks: dict[str, int], features: dict, fps: int) -> None:
+    whole = {"dtype": "int64", "shape": [1], "names": None}
+    defaults = {name: whole for name in ("frame_index", "episode_index", "index", "task_index")}
+    info = {
+        "codebase_version": "v2.1",
+        "fps": fps,
+        "chunks_size": 1000,
+        "features": features | {"timestamp": {"dtype": "float32", "shape": [1], "names": None}} | defaults,
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    }
+    meta = directory / "meta"
+    meta.mkdir()
+    (meta / "info.json").write_text(json.dumps(info))
+    episodes = [{"episode_index": e, "tasks": [made[e].task], "length": len(made[e])} for e in range(len(made))]
+    (meta / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in episodes))
+    lines = ({"task_index": i, "task": task} for task, i in tasks.items())
+    (meta / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
