@@ -146,12 +146,12 @@ def _llm(c: Json, where: str) -> LLMConfig:
     kind = (c.get("qk_norm_type") or "olmo") if c.get("use_qk_norm", False) else None
     if kind not in (None, "qwen3", "olmo"):
         raise ValueError(f"{where}: text_config.qk_norm_type is {kind!r}, expected 'qwen3' or 'olmo'.")
-    base = (c.get("rope_parameters") or {}).get("rope_theta", c.get("rope_theta", 1e6))
+    rotary = {"rope_theta": 1e6, **c, **(c.get("rope_parameters") or {})}
     return LLMConfig(
         width=c["hidden_size"], depth=c["num_hidden_layers"], num_heads=c["num_attention_heads"],
         num_kv_heads=c["num_key_value_heads"] or c["num_attention_heads"], head_dim=c["head_dim"],
         mlp_width=c["intermediate_size"], vocab_size=c["vocab_size"],
-        extra_vocab_size=c.get("additional_vocab_size") or 128, rope_base=base,
+        extra_vocab_size=c.get("additional_vocab_size") or 128, rope_base=rotary["rope_theta"],
         norm_eps=c.get("layer_norm_eps", 1e-6), qk_norm=kind, qkv_bias=c.get("qkv_bias", False),
         norm_after=c.get("norm_after", False), max_positions=c.get("max_position_embeddings", 36864),
     )  # fmt: skip

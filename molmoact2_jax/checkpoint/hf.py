@@ -1,4 +1,4 @@
-"""Checkpoints in the released format: imported leaf by leaf onto devices, and exported so that they load back bit-equal."""
+"""Checkpoints in the released format: imported leaf by leaf, and exported so that they load back bit-equal."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _check(directory: Path, expected: dict[str, tuple[int, ...]], found: dict[st
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(
-            f"{directory}: {len(problems)} tensors do not fit config.json. Nothing was loaded; use the config.json that "
-            f"was saved with these tensors.\n  {lines}"
+            f"{directory}: {len(problems)} tensors do not fit config.json. Nothing was loaded; use the config.json "
+            f"that was saved with these tensors.\n  {lines}"
         )
 
 

@@ -49,7 +49,7 @@ class Reader:
         out = np.empty((last - first) * row, np.uint8)
         with open(file, "rb", buffering=0) as handle:
             handle.seek(begin)
-            view, done = memoryview(out), 0
+            view, done = out.data, 0
             while done < len(out):
                 count = handle.readinto(view[done:])
                 if not count:

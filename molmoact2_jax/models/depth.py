@@ -1,4 +1,4 @@
-"""Depth gate of Think: one number per layer that scales the keys and values of the depth tokens. Source: `model.md` 5."""
+"""Depth gate of Think: a number per layer that scales keys and values of the depth tokens. Source: `model.md` 5."""
 
 from __future__ import annotations
 
@@ -24,15 +24,11 @@ class Gate(nn.Module):
         layers = "layers " if self.per_layer else ""
         kernel = params.declare(self, "kernel", f"{layers}context_embed", params.zeros)
         constant = nn.initializers.constant(self.bias)
-        bias = params.declare(self, "bias", "layers", constant) if self.per_layer else _scalar(self, constant)
+        bias = params.declare(self, "bias", layers, constant)
         source = pooled if self.per_layer else pooled[-1:]
         extra = (1,) * (source.ndim - 2)
         logits = (source * kernel.reshape(-1, *extra, kernel.shape[-1])).sum(axis=-1) + bias.reshape(-1, *extra)
         return jnp.broadcast_to(jax.nn.sigmoid(logits), pooled.shape[:-1])
-
-
-def _scalar(module: Gate, init: params.Init) -> jax.Array:
-    return module.param("bias", nn.with_logical_partitioning(init, ()), (), jnp.float32)
 
 
 def init(cfg: ExpertConfig, per_layer: bool, bias: float, key: jax.Array) -> Params:

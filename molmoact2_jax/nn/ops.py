@@ -12,6 +12,8 @@ import numpy as np
 
 from molmoact2_jax.nn import lora
 
+Array = jax.Array | np.ndarray  # of a device, or of the host where it enters a program
+
 
 def einsum(spec: str, x: jax.Array, w: jax.Array | lora.LoRA) -> jax.Array:
     """Projects `x` by a weight stored inputs first, outputs last, as one two-dimensional product.
@@ -46,7 +48,8 @@ def _contracted(spec: str) -> int:
     left, out = spec.split("->")
     x, w = left.split(",")
     inputs = sum(letter in x for letter in w)
-    assert x[-inputs:] == w[:inputs] and out == x[:-inputs] + w[inputs:], spec
+    assert x[-inputs:] == w[:inputs], spec
+    assert out == x[:-inputs] + w[inputs:], spec
     return inputs
 
 
@@ -73,7 +76,7 @@ class Rotary(NamedTuple):
 
 
 def rotary(positions: jax.Array, base: float, size: int) -> Rotary:
-    """Returns the rotation of logical positions i32[B, T] for heads of `size`: angle j is position * base^(-2j/size)."""
+    """Returns the rotation of positions i32[B, T] for heads of `size`: angle j is position * base^(-2j/size)."""
     angles = positions[..., None, None].astype(jnp.float32) * frequencies(base, size)
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 

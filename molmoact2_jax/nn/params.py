@@ -1,4 +1,4 @@
-"""Declaring weights, and running a block over a stack of layers. The only file that knows how Flax stores parameters."""
+"""Declaring weights, and running blocks over stacked layers. The only file that knows how Flax stores parameters."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def xavier(scale: float = 1.0, inputs: int = 1) -> Init:
 def declare(module: nn.Module, name: str, dims: str, init: Init = normal) -> jax.Array:
     """Declares one weight: the words in `dims` give its shape (from `module.cfg.dims`) and its sharding."""
     words = tuple(dims.split())
-    shape = tuple(module.cfg.dims[word] for word in words)  # type: ignore[attr-defined]
-    return module.param(name, nn.with_logical_partitioning(init, words), shape, jnp.float32)
+    boxed: Callable[..., Any] = nn.with_logical_partitioning(init, words)  # `param` hands out what is in the box
+    return module.param(name, boxed, tuple(module.cfg.dims[word] for word in words), jnp.float32)
 
 
 def linear(
@@ -63,17 +63,17 @@ def linear(
 
 def norm(module: nn.Module, name: str, x: jax.Array, dims: str = "embed") -> jax.Array:
     """Declares the scale of an RMS norm over the last axis and applies it."""
-    return ops.rms_norm(x, declare(module, name, dims, ones), module.cfg.norm_eps)  # type: ignore[attr-defined]
+    return ops.rms_norm(x, declare(module, name, dims, ones), module.cfg.norm_eps)
 
 
 def layer_norm(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     """Declares scale and bias of a layer norm over the last axis and applies it."""
     weight, bias = declare(module, name, "embed", ones), declare(module, f"{name}_bias", "embed", zeros)
-    return ops.layer_norm(x, weight, bias, module.cfg.norm_eps)  # type: ignore[attr-defined]
+    return ops.layer_norm(x, weight, bias, module.cfg.norm_eps)
 
 
 def init(module: nn.Module, key: jax.Array, *args: Any, layers: int | None = None) -> Params:
-    """Initialises a module; with `layers`, that many copies stacked on a leading axis. Leaves are boxed with their words."""
+    """Initialises a module; with `layers`, that many copies on a leading axis. Leaves are boxed with their words."""
     if layers is None:
         return module.init(key, *args)["params"]
     stacked = jax.vmap(lambda k: module.init(k, *args)["params"])(jax.random.split(key, layers))

@@ -9,9 +9,9 @@ import jax
 
 
 def enable() -> None:
-    """Points JAX at `~/.cache/molmoact2_jax` unless a cache directory is configured; MOLMOACT2_CACHE=off disables it."""
+    """Points JAX at `~/.cache/molmoact2_jax`, unless a directory is configured or MOLMOACT2_CACHE=off."""
     choice = os.environ.get("MOLMOACT2_CACHE", "")
-    if choice == "off" or jax.config.jax_compilation_cache_dir:
+    if choice == "off" or jax.config.values["jax_compilation_cache_dir"]:
         return
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", choice or str(base / "molmoact2_jax"))
