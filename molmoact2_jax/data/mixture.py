@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DATA_SEED = 50189
 TRAINER_SEED = 6198
@@ -79,7 +79,7 @@ def weights(shares: Sequence[Share], group_rates: Mapping[str, float]) -> np.nda
         if members.any():
             result[members] *= rate / result[members].sum()
         elif rate > 0:
-            log.warning("mixture: no dataset of group %s; the others take over its %.4f", group, rate)
+            logger.warning("mixture: no dataset of group %s; the others take over its %.4f", group, rate)
     if not result.sum() > 0:
         raise ValueError(f"mixture.weights: nothing to draw from {list(shares)} at rates {dict(group_rates)}.")
     return result / result.sum()

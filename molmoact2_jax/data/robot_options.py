@@ -1,0 +1,131 @@
+"""Choices that shape a robot's examples, and whether dataset, checkpoint and choices fit together."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from molmoact2_jax.data import augment, mixture, norm_stats, source
+from molmoact2_jax.data.example import Encoding
+from molmoact2_jax.text import actions as actions_lib
+from molmoact2_jax.text import prompt
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("continuous", "discrete", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Choices that shape the examples of a robot.
+
+    Attributes:
+      action_format: what predicts actions: "continuous" the expert (the example is prompt and chunk, without an
+        answer, as released), "discrete" the decoder (an answer, no chunk), or "both" (`training.md` 8).
+      styles: rates of the output styles of `batch.STYLES`.
+      episode_end: "repeat" trains on the repeats of the last action as released; "mask" does not.
+      camera_order: "none" as the tag or dataset lists them, "episode" one permutation per episode, "all" per example.
+      annotated_task: uses the episode's annotation where it has one; `sampled_annotation` that of a random episode of
+        the same task.
+      state: writes state tokens into the prompt.
+      setup_tokens, control_tokens: marks these parts of the prompt.
+      depth_noise: rate at which input depth codes are replaced by random ones; their targets stay.
+      augment: "none", or a mode of `augment.MODES`: the released order, at camera size and before the resize.
+      unwritable: what becomes of chunks with a level that the codec has no character for, whose stream is short and
+        decodes to nothing: "keep" trains on it as released (and is counted), "skip" leaves the example out.
+      horizon, channels: size of a padded chunk.
+      max_images: cameras beyond this many are left out.
+      seed: of all choices.
+    """
+
+    action_format: str = "both"
+    styles: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"robot_action": 1.0})
+    episode_end: str = "repeat"
+    camera_order: str = "none"
+    annotated_task: bool = False
+    sampled_annotation: bool = False
+    state: bool = True
+    setup_tokens: bool = True
+    control_tokens: bool = True
+    depth_noise: float = 0.0
+    augment: str = "none"
+    unwritable: str = "keep"
+    horizon: int = 30
+    channels: int = 32
+    max_images: int = 5
+    seed: int = mixture.DATA_SEED
+
+    def __post_init__(self):
+        _check("action_format", self.action_format, FORMATS)
+        _check("episode_end", self.episode_end, ("repeat", "mask"))
+        _check("camera_order", self.camera_order, ("none", "episode", "all"))
+        _check("augment", self.augment, ("none", *augment.MODES))
+        _check("unwritable", self.unwritable, ("skip", "keep"))
+        for style in self.styles:
+            _check("styles", style, tuple(prompt.QUESTIONS))
+        if not sum(self.styles.values()) > 0:
+            raise ValueError(f"Options.styles: {dict(self.styles)}, expected at least one rate above 0.")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Families of tokens that the examples hold."""
+        styles = [style for style, rate in self.styles.items() if rate > 0]
+        families = [name for name in ("action", "depth") if any(name in style for style in styles)]
+        return (*families, *["state"] * self.state)
+
+
+def _check(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"Options.{name}: {value!r}, expected one of {list(allowed)}.")
+
+
+class Robot(NamedTuple):
+    """What the checkpoint knows of a robot: its tag's name and entry, the way of normalising, the action codec."""
+
+    name: str
+    tag: norm_stats.Tag
+    mode: str
+    codec: actions_lib.ActionCodec | None = None
+
+
+def check(dataset: source.EpisodeSource, robot: Robot, encoding: Encoding, options: Options) -> None:
+    """Refuses what cannot be trained on.
+
+    Raises:
+      ValueError: widths or horizon that do not match, or parts of the checkpoint that are missing; each in words.
+    """
+    _check_widths(dataset, robot, options)
+    _check_parts(dataset.name, robot, encoding, options)
+
+
+def _check_widths(dataset: source.EpisodeSource, robot: Robot, options: Options) -> None:
+    for name, stats, width in (
+        ("state", robot.tag.state, len(dataset.state_names)),
+        ("action", robot.tag.action, len(dataset.action_names)),
+    ):
+        if stats is not None and stats.width != width:
+            raise ValueError(
+                f"{dataset.name}: {width} {name} channels, expected {stats.width} from the statistics of {robot.name}. "
+                "Check the columns, or compute the statistics of this dataset."
+            )
+    horizon, width = robot.tag.horizon or options.horizon, len(dataset.action_names)
+    if horizon > options.horizon or width > options.channels:
+        raise ValueError(
+            f"{dataset.name}: chunks of {horizon} steps and {width} channels, expected at most {options.horizon} and "
+            f"{options.channels}. Shorten the tag's horizon or widen the model."
+        )
+    if not 0.5 <= horizon / dataset.fps <= 2:
+        logger.warning("%s: a chunk of %d steps at %g Hz is not about a second", dataset.name, horizon, dataset.fps)
+
+
+def _check_parts(name: str, robot: Robot, encoding: Encoding, options: Options) -> None:
+    ids = encoding.ids
+    lacking = [family for family in options.words if getattr(ids, f"{family}_first") is None]
+    if lacking:
+        raise ValueError(f"{name}: the vocabulary has no {lacking} tokens, expected by {options}. Add them first.")
+    if options.action_format != "continuous" and "action" in options.words and robot.codec is None:
+        raise ValueError(f"{name}: no action codec, expected for action_format {options.action_format!r}. Load one.")
+    if encoding.processor.crop_mode != "resize":
+        raise ValueError(f"{name}: crop_mode {encoding.processor.crop_mode!r}, expected 'resize' for robot pictures.")
