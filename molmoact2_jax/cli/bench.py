@@ -1,0 +1,14 @@
+"""`molmoact2 bench`: times, each benchmark in a module of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from molmoact2_jax.cli import main
+
+BENCHES: dict[str, main.Command] = {}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the benchmark that `argv` starts with."""
+    return main.dispatch(argv, BENCHES, "molmoact2 bench")
