@@ -82,7 +82,7 @@ class Field:
 
     def read(self, values: np.ndarray) -> np.ndarray:
         """Returns f32[L, C] from one episode of the feature, [L] or [L, ...]."""
-        flat = np.asarray(values, np.float32).reshape(len(values), -1)
+        flat = np.asarray(values, np.float32).reshape(len(values), int(np.prod(np.shape(values)[1:])))
         part = flat[:, self.start : self.start + len(self.names)]
         if part.shape[1] != len(self.names):
             raise ValueError(f"{self.key}: {flat.shape[1]} channels, expected {self.start + len(self.names)} or more")
