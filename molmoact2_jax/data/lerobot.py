@@ -21,10 +21,6 @@ NUM_DEPTH_CODES, NUM_DEPTH_CELLS = 128, 100
 _GROUP_CACHE_BYTES = 256 << 20
 
 
-def _silent(done: int, total: int) -> None:
-    """Shows no progress."""
-
-
 class LeRobotSource(table.TableSource):
     """A LeRobot dataset read by an embodiment tag."""
 
@@ -37,7 +33,7 @@ class LeRobotSource(table.TableSource):
         depth: Mapping[str, str | os.PathLike[str]] | None = None,
         decoders: int = 16,
         workers: int = 4,
-        progress: Callable[[int, int], None] = _silent,
+        progress: Callable[[int, int], None] = table.silent,
     ):
         """Opens a dataset.
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import os
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from molmoact2_jax.data import oxe, rlds_index, store, table, tfrecord
+from molmoact2_jax.data import archive, oxe, rlds_index, store, table, tfrecord
 
 _RECORD_CACHE_BYTES = 64 << 20
-
-
-def _silent(done: int, total: int) -> None:
-    """Shows no progress."""
 
 
 class RLDSSource(table.TableSource):
@@ -36,7 +29,7 @@ class RLDSSource(table.TableSource):
         *,
         split: str = "train",
         workers: int = 4,
-        progress: Callable[[int, int], None] = _silent,
+        progress: Callable[[int, int], None] = table.silent,
     ):
         """Opens a dataset.
 
@@ -74,7 +67,7 @@ class RLDSSource(table.TableSource):
         self._paths = [os.fspath(path) for path in dataset.paths]
         self._shards, self._records = self._index["shard"][self.stored], self._index["record"][self.stored]
         self._files = tfrecord.Files()
-        self._archive = _Archive() if dataset.array_record else None
+        self._archive = archive.Archive(_RECORD_CACHE_BYTES) if dataset.array_record else None
 
     def tasks(self, episode: int, frame: int) -> tuple[str, ...]:
         self.require(episode, [frame])
@@ -104,7 +97,7 @@ class RLDSSource(table.TableSource):
                 data = record[offset : offset + length]
             else:
                 data = os.pread(self._files.get(path).fileno(), length, offset)
-        except (OSError, ValueError, RuntimeError, IndexError) as error:
+        except (OSError, ValueError) as error:
             raise self.error(episode, frame, f"{camera}: {path}: {error}") from error
         if google_crc32c.value(data) != crc:
             raise self.error(episode, frame, f"{camera}: {path} has changed at byte {offset} since it was indexed")
@@ -114,39 +107,3 @@ class RLDSSource(table.TableSource):
         self._files.close()
         if self._archive is not None:
             self._archive.close()
-
-
-class _Archive:
-    """Records of ArrayRecord files, the last 64 MiB of them kept. Pickles empty."""
-
-    def __init__(self) -> None:
-        self._readers: dict[str, Any] = {}
-        self._records: collections.OrderedDict[tuple[str, int], bytes] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def read(self, path: str, number: int) -> bytes:
-        from array_record.python import array_record_module
-
-        with self._lock:
-            if path not in self._readers:
-                self._readers[path] = array_record_module.ArrayRecordReader(path)
-            record = self._records.pop((path, number), None)
-            if record is None:
-                record = self._readers[path].read([number])[0]
-            self._records[path, number] = record
-            while sum(map(len, self._records.values())) > _RECORD_CACHE_BYTES and len(self._records) > 1:
-                self._records.popitem(last=False)
-            return record
-
-    def close(self) -> None:
-        with self._lock:
-            for reader in self._readers.values():
-                reader.close()
-            self._readers.clear()
-            self._records.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]

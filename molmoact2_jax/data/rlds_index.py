@@ -13,7 +13,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from molmoact2_jax.data import oxe, store, tfrecord, wire
+from molmoact2_jax.data import archive, oxe, store, tfrecord, wire
 
 STEPS = "steps"
 
@@ -140,20 +140,13 @@ def _tfrecords(path: pathlib.Path) -> Iterator[tuple[tuple[int, int], bytes]]:
 
 
 def _array_records(path: pathlib.Path) -> Iterator[tuple[tuple[int, int], bytes]]:
-    from array_record.python import array_record_module
-
-    if not path.exists():
-        raise ValueError("the file is missing")
-    try:
-        reader = array_record_module.ArrayRecordReader(os.fspath(path))
-        count = reader.num_records()
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"no ArrayRecord file: {error}") from error
-    for i in range(count):
+    records = archive.Archive()
+    for i in range(archive.count(path)):
         try:
-            yield (i, 0), reader.read([i])[0]
-        except (RuntimeError, ValueError, IndexError):
+            yield (i, 0), records.read(os.fspath(path), i)
+        except ValueError:
             yield (i, 0), b""
+    records.close()
 
 
 def _parse(features: Any, row: oxe.Row, record: bytes, place: tuple[int, int]) -> Episode:

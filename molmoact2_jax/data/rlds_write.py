@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from molmoact2_jax.data import tfrecord
+from molmoact2_jax.data import archive, tfrecord
 
 FORMATS = ("array_record", "tfrecord")
 
@@ -90,7 +90,7 @@ class Writer:
         if self.file_format == "tfrecord":
             tfrecord.write(path, self._pending)
         else:
-            _write_array_record(path, self._pending)
+            archive.write(path, self._pending)
         self._shards.append((path, len(self._pending), sum(map(len, self._pending))))
         self._pending = []
 
@@ -102,12 +102,3 @@ class Writer:
             "shardLengths": [str(count) for _, count, _ in self._shards],
         }
         return {"fileFormat": self.file_format, "name": self.name, "splits": [split], "version": "1.0.0"}
-
-
-def _write_array_record(path: pathlib.Path, records: Iterable[bytes]) -> None:
-    from array_record.python import array_record_module
-
-    writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()

@@ -12,6 +12,10 @@ from molmoact2_jax.data import oxe, pictures, quarantine, store
 from molmoact2_jax.data.source import EpisodeSource, SampleError
 
 
+def silent(done: int, total: int) -> None:
+    """Shows no progress."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How a dataset is read.
