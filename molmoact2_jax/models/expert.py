@@ -151,9 +151,11 @@ def modulation(cfg: ExpertConfig, tree: Params, times: jax.Array) -> Modulation:
 def project_context(cfg: ExpertConfig, tree: Params, keys: jax.Array, values: jax.Array) -> KV:
     """Projects [L, B, S, context_width] of all layers at once to keys and values [L, B, S, N, H]."""
     depth, batch = keys.shape[:2]
-    flat = (a.reshape(depth * batch, *a.shape[2:]) for a in (keys, values))
-    kv = params.apply(Context(cfg), tree["context"], *flat)
-    return KV(*(a.reshape(depth, batch, *a.shape[1:]) for a in kv))
+    rows = ("layers", "batch", "tokens", "act_embed")
+    sources = (nn.with_logical_constraint(a, rows) for a in (keys, values))
+    kv = params.apply(Context(cfg), tree["context"], *(a.reshape(depth * batch, *a.shape[2:]) for a in sources))
+    whole = (a.reshape(depth, batch, *a.shape[1:]) for a in kv)
+    return KV(*(nn.with_logical_constraint(a, ("layers", "batch", "tokens", "heads", "head_dim")) for a in whole))
 
 
 def velocity(

@@ -1,4 +1,4 @@
-"""Qwen3-style decoder with an explicit cache; every layer's keys and values come out as a stack. Source: `model.md` 4."""
+"""Qwen3-style decoder with an explicit cache; keys and values of all layers come out as a stack. Source: `model.md` 4."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Dropout(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention with grouped queries, then SwiGLU, for the last `read` tokens (None: for all; 0: keys and values only)."""
+    """Attention with grouped queries, then SwiGLU, for the last `read` tokens (None: all; 0: keys and values only)."""
 
     cfg: LLMConfig
     read: int | None = None
@@ -56,9 +56,11 @@ class Block(nn.Module):
         kv = new if cache is None else cache.write(new, where.start)
         if self.read == 0:
             return x[:, :0], kv
+        turn, mask = where.rotary, where.mask
         if self.read is not None:
-            x, h, where = jax.tree.map(lambda a: a[:, -self.read :], (x, h, where._replace(start=None)))
-        y = ops.attend(_queries(self, h, where.rotary), kv.k, kv.v, where.mask)
+            last = slice(-self.read, None)
+            x, h, turn, mask = jax.tree.map(lambda a: a[:, last], (x, h, turn, mask))
+        y = ops.attend(_queries(self, h, turn), kv.k, kv.v, mask)
         y = after(self, "attn_norm", linear("o", "btnh,nhd->btd", y, "heads head_dim embed"))
         x = x + _dropout(y, drop, 0)
 
@@ -111,6 +113,10 @@ class Embedding(nn.Module):
         table = params.declare(self, "table", "vocab embed")
         extra = params.declare(self, "extra", "extra_vocab embed")
         size = self.cfg.vocab_size
+        # Spread over devices by vocabulary alone: a lookup in a table that is cut along its width would gather twice.
+        table, extra = (
+            nn.with_logical_constraint(a, (word, "act_embed")) for a, word in ((table, "vocab"), (extra, "extra_vocab"))
+        )
         rows, special = table[jnp.clip(tokens, 0, size - 1)], extra[jnp.maximum(tokens - size, 0)]
         return jnp.where((tokens >= size)[..., None], special, rows)
 
@@ -177,7 +183,7 @@ def forward(
       where: positions, mask over the keys, first cache slot.
       cache: [L, B, S, K, H] to write into and read (or a tuple of layers where those of `tree` are one), or None: the
         tokens attend to themselves.
-      read: how many of the last tokens the result is wanted for; the last block does no more than that needs. None: all.
+      read: how many of the last tokens the result is wanted for (None: all); the last block does what that needs.
 
     Returns:
       The residual stream [B, read, D] after the last block, and keys and values (the written cache) [L, B, S, K, H],
@@ -233,6 +239,7 @@ def train(
         if drop is not None:
             layer_drop = Dropout(drop.rate, jax.vmap(lambda key: jax.random.fold_in(key, index))(drop.keys))
         x, kv = params.apply(Block(cfg), weights, x, None, where, layer_drop)
+        kv = KV(*(nn.with_logical_constraint(a, ("batch", "tokens", "kv_heads", "head_dim")) for a in kv))
         return x, _Left(kv, x if hidden else None)
 
     x, ys = params.scan(block, tree["blocks"], x, jnp.arange(cfg.depth), remat=remat)

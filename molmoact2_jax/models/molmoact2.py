@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -80,13 +81,18 @@ def vision(
 
 def embed(cfg: ModelConfig, tree: Params, tokens: jax.Array, features: jax.Array | None) -> jax.Array:
     """Embeds tokens [B, S, D] and adds the f-th image token of a row to its f-th image-patch id."""
-    x = llm.embed(cfg.llm, tree["llm"], tokens)
+    x = _rows(llm.embed(cfg.llm, tree["llm"], tokens))
     if features is None:
         return x
     patch = tokens == cfg.tokens.image_patch
     index = jnp.clip(jnp.cumsum(patch, axis=1) - 1, 0, features.shape[1] - 1)
     chosen = jnp.take_along_axis(features, index[..., None], axis=1)
-    return x + jnp.where(patch[..., None], chosen, 0).astype(x.dtype)
+    return _rows(x + jnp.where(patch[..., None], chosen, 0).astype(x.dtype))
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """Keeps activations [B, T, D] spread over devices by rows."""
+    return nn.with_logical_constraint(x, ("batch", "tokens", "act_embed"))
 
 
 def prefill(cfg: ModelConfig, tree: Params, inputs: Inputs, *, room: int = 0, read: int = 0) -> tuple:

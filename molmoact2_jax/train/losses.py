@@ -119,12 +119,12 @@ def total(
     """
     tokens = rows.tokens if key is None else noisy_codes(cfg, loss.depth_noise, rows, key)
     read = read_rows(cfg, loss, params, rows._replace(tokens=tokens), key)
-    language, metrics = language(cfg, loss, params, read.x, rows, over)
+    spoken, metrics = language(cfg, loss, params, read.x, rows, over)
     if cfg.expert is None or rows.actions.shape[1] == 0:
-        return language, metrics
+        return spoken, metrics
     flowed, more = _flow(cfg, loss, params, read, rows, jax.random.key(0) if key is None else key)
     flowed = flowed / over.chunks
-    return language + flowed, {**metrics, **more, "loss/flow": flowed}
+    return spoken + flowed, {**metrics, **more, "loss/flow": flowed}
 
 
 def read_rows(cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, key: jax.Array | None) -> Read:
@@ -252,7 +252,12 @@ def noisy_codes(cfg: ModelConfig, rate: float, rows: Rows, key: jax.Array) -> ja
 STREAMS = {"dropout": 0, "flow": 1, "codes": 2, "augment": 3}
 
 
+def stream_key(key: jax.Array, stream: str) -> jax.Array:
+    """Returns the key of one use of randomness in a step."""
+    return jax.random.fold_in(key, STREAMS[stream])
+
+
 def _row_keys(key: jax.Array, row: jax.Array, stream: str) -> jax.Array:
     """Keys [B] that depend on the step and the global row, on no device or process."""
-    own = jax.random.fold_in(key, STREAMS[stream])
+    own = stream_key(key, stream)
     return jax.vmap(lambda r: jax.random.fold_in(own, r))(row)
