@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +37,9 @@ class ViTConfig:
     @property
     def dims(self) -> dict[str, int]:
         return dict(
-            layers=self.depth,
-            embed=self.width,
-            mlp=self.mlp_width,
-            heads=self.num_heads,
-            head_dim=self.head_dim,
-            patches=self.num_positions,
-            pixels=3 * self.patch_size**2,
-        )
+            layers=self.depth, embed=self.width, mlp=self.mlp_width, heads=self.num_heads,
+            head_dim=self.head_dim, patches=self.num_positions, pixels=3 * self.patch_size**2,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +58,9 @@ class ConnectorConfig:
     @property
     def dims(self) -> dict[str, int]:
         return dict(
-            embed=self.width,
-            features=self.feature_width,
-            mlp=self.mlp_width,
-            out=self.out_width,
-            heads=self.num_heads,
-            head_dim=self.head_dim,
-        )
+            embed=self.width, features=self.feature_width, mlp=self.mlp_width, out=self.out_width,
+            heads=self.num_heads, head_dim=self.head_dim,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +90,10 @@ class LLMConfig:
     @property
     def dims(self) -> dict[str, int]:
         return dict(
-            layers=self.depth,
-            embed=self.width,
-            mlp=self.mlp_width,
-            heads=self.num_heads,
-            kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            vocab=self.vocab_size,
+            layers=self.depth, embed=self.width, mlp=self.mlp_width, heads=self.num_heads,
+            kv_heads=self.num_kv_heads, head_dim=self.head_dim, vocab=self.vocab_size,
             extra_vocab=self.extra_vocab_size,
-        )
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,19 +128,11 @@ class ExpertConfig:
     @property
     def dims(self) -> dict[str, int]:
         return dict(
-            layers=self.depth,
-            embed=self.width,
-            mlp=self.mlp_width,
-            heads=self.num_heads,
-            head_dim=self.head_dim,
-            context_embed=self.context_width,
-            context_heads=self.context_heads,
-            context_head_dim=self.context_width // self.context_heads,
-            time=self.time_width,
-            action=self.action_dim,
-            shifts=9,
-            final_shifts=2,
-        )
+            layers=self.depth, embed=self.width, mlp=self.mlp_width, heads=self.num_heads,
+            head_dim=self.head_dim, context_embed=self.context_width, context_heads=self.context_heads,
+            context_head_dim=self.context_width // self.context_heads, time=self.time_width,
+            action=self.action_dim, shifts=9, final_shifts=2,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +146,16 @@ class FlowConfig:
     time_offset: float = 0.001
     time_scale: float = 0.999
     cutoff: float = 1.0
+
+
+class DepthIds(NamedTuple):
+    """Ids of the depth tokens: trigger, start and end of a span, code 0, and how many codes follow from there."""
+
+    output: int
+    start: int
+    end: int
+    first: int
+    num_codes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +194,18 @@ class TokenIds:
         ids = (self.image_patch, self.image_col, self.image_start, self.low_res_image_start,
                self.frame_start, self.image_end, self.frame_end, self.image_low)  # fmt: skip
         return tuple(i for i in ids if i is not None)
+
+    @property
+    def depth(self) -> DepthIds:
+        """The depth tokens.
+
+        Raises:
+          ValueError: the vocabulary lacks some of them.
+        """
+        output, start, end, first = self.depth_output, self.depth_start, self.depth_end, self.depth_first
+        if output is None or start is None or end is None or first is None:
+            raise ValueError("tokens: no ids of depth tokens, expected them in config.json. Use depth='off'.")
+        return DepthIds(output, start, end, first, self.num_depths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +268,7 @@ def build(cls: type, values: Mapping[str, Any], where: str = "config") -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            raise ValueError(f"{where}.{key}: unknown key, expected one of {sorted(fields)}.{_near(key, fields)}")
+            raise ValueError(f"{where}.{key}: unknown key, expected one of {sorted(fields)}.{near(key, fields)}")
     missing = [
         n for n, f in fields.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING
     ]
@@ -276,18 +277,22 @@ def build(cls: type, values: Mapping[str, Any], where: str = "config") -> Any:
     return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in values.items()})
 
 
-def _near(word: str, words: Any) -> str:
-    import difflib
-
+def near(word: str, words: Collection[str]) -> str:
+    """Returns a sentence that asks for the most similar of `words`, or nothing."""
     close = difflib.get_close_matches(word, words, 1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    options = [h for h in typing.get_args(hint) if h is not type(None)] or [hint]
-    if isinstance(value, Mapping) and dataclasses.is_dataclass(options[0]):
-        return build(typing.cast(type, options[0]), value, where)
-    return tuple(value) if isinstance(value, list) else value
+    """Turns mappings into dataclasses, and lists into tuples, as the annotation of a field says."""
+    if isinstance(hint, types.UnionType) and value is not None:
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if isinstance(value, (list, tuple)):
+        items = typing.get_args(hint)[:1] or (Any,)
+        return tuple(_coerce(items[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    return value
 
 
 def preset(name: str) -> ModelConfig:
@@ -296,71 +301,6 @@ def preset(name: str) -> ModelConfig:
     Raises:
       ValueError: another name.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset: {name!r}, expected one of {sorted(PRESETS)}.{_near(name, PRESETS)}")
-    size = PRESETS[name]
-    vit, llm, expert = (dict(size[part]) for part in ("vit", "llm", "expert"))
-    declared = vit.pop("declared_depth")
-    taps = (declared - 3, declared - 9)
-    patches = (vit["image_size"] // 14) ** 2
-    encoder = ViTConfig(**vit, depth=taps[0] + 1, taps=taps, declared_depth=declared, num_positions=patches)
-    decoder = LLMConfig(**llm)
-    return ModelConfig(
-        vit=encoder,
-        connector=ConnectorConfig(
-            width=vit["width"],
-            feature_width=2 * vit["width"],
-            mlp_width=llm["mlp_width"],
-            out_width=llm["width"],
-            num_heads=vit["num_heads"],
-            head_dim=vit["head_dim"],
-        ),
-        llm=decoder,
-        expert=ExpertConfig(
-            **expert, depth=decoder.depth, context_width=decoder.kv_width, context_heads=decoder.num_kv_heads
-        ),
-        tokens=_token_ids(size["base"], decoder.vocab_size, size["depths"]),
-        gate="per_layer" if name == "bench" else None,
-        depth_reasoning=name == "bench",
-    )
+    from molmoact2_jax import presets  # which builds on the classes above
 
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        vit=dict(width=48, mlp_width=96, declared_depth=11, num_heads=3, head_dim=16, image_size=70),
-        llm=dict(width=64, depth=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_width=96, vocab_size=3584,
-                 max_positions=4096),
-        expert=dict(width=48, num_heads=4, mlp_width=192, time_width=32, mlp_multiple=16),
-        base=1259, depths=0,
-    ),
-    "bench": dict(
-        vit=dict(width=288, mlp_width=1076, declared_depth=11, num_heads=4, head_dim=72, image_size=210),
-        llm=dict(width=640, depth=8, num_heads=16, num_kv_heads=4, head_dim=64, mlp_width=2432, vocab_size=7552,
-                 max_positions=4096),
-        expert=dict(width=192, num_heads=4, mlp_width=768),
-        base=5003, depths=128,
-    ),
-    "4b": dict(
-        vit=dict(width=1152, mlp_width=4304, declared_depth=27, num_heads=16, head_dim=72, image_size=378),
-        llm=dict(width=2560, depth=36, num_heads=32, num_kv_heads=8, head_dim=128, mlp_width=9728,
-                 vocab_size=154_624),
-        expert=dict(width=768, num_heads=8, mlp_width=3072),
-        base=151_669, depths=128,
-    ),
-}  # fmt: skip
-
-
-def _token_ids(base: int, vocab: int, depths: int) -> TokenIds:
-    """Ids in the released order: special tokens end the base vocabulary, families follow, images come behind `vocab`."""
-    ends = base if base < 10_000 else 151_646  # a truncated vocabulary puts its three special tokens last
-    action = base + 6 + 256
-    depth = action + 3 + 2048
-    has = (lambda i: i) if depths else (lambda i: None)
-    return TokenIds(
-        bos=ends - 1, eos=ends - 1, pad=ends - 3, image_start=vocab, image_end=vocab + 1, image_patch=vocab + 2,
-        image_col=vocab + 3, low_res_image_start=vocab + 4, image_low=vocab + 6, frame_start=vocab + 7,
-        frame_end=vocab + 8, state_start=base + 4, state_end=base + 5, state_first=base + 6, num_states=256,
-        action_output=action, action_start=action + 1, action_end=action + 2, action_first=action + 3,
-        num_actions=2048, depth_output=has(depth), depth_start=has(depth + 1), depth_end=has(depth + 2),
-        depth_first=has(depth + 3), num_depths=depths,
-    )  # fmt: skip
+    return presets.preset(name)
