@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -58,8 +59,8 @@ class ConnectorConfig:
     @property
     def dims(self) -> dict[str, int]:
         return dict(
-            embed=self.width, features=self.feature_width, mlp=self.mlp_width, out=self.out_width,
-            heads=self.num_heads, head_dim=self.head_dim,
+            embed=self.width, features=self.feature_width, mlp=self.mlp_width, out=self.out_width, heads=self.num_heads,
+            head_dim=self.head_dim,
         )  # fmt: skip
 
 
@@ -91,8 +92,7 @@ class LLMConfig:
     def dims(self) -> dict[str, int]:
         return dict(
             layers=self.depth, embed=self.width, mlp=self.mlp_width, heads=self.num_heads,
-            kv_heads=self.num_kv_heads, head_dim=self.head_dim, vocab=self.vocab_size,
-            extra_vocab=self.extra_vocab_size,
+            kv_heads=self.num_kv_heads, head_dim=self.head_dim, vocab=self.vocab_size, extra_vocab=self.extra_vocab_size,
         )  # fmt: skip
 
 
