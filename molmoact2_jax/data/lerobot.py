@@ -188,7 +188,7 @@ class _Groups:
         """Returns the bytes of the struct {bytes, path} in one row of a file."""
         with self._lock:
             if path not in self._files:
-                file = pq.ParquetFile(path)
+                file = pq.ParquetFile(path, page_checksum_verification=True)
                 sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
                 self._files[path] = file, np.concatenate([[0], np.cumsum(sizes)])
             file, bounds = self._files[path]

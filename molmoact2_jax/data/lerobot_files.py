@@ -124,7 +124,7 @@ def _write_data(
         path = root / DATA_PATH.format(**_place(rows, members, "data", number))
         path.parent.mkdir(parents=True, exist_ok=True)
         tables = [_with_indices(pq.read_table(files[i]), rows[i], tasks[i]) for i in members]
-        with pq.ParquetWriter(path, tables[0].schema) as writer:
+        with pq.ParquetWriter(path, tables[0].schema, write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table)
 

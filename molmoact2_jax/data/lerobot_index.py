@@ -93,7 +93,7 @@ def _columns(meta: lerobot_meta.Meta, path: str) -> Columns:
     if not (meta.root / path).exists():
         raise ValueError("the file is missing")
     shapes = meta.numbers
-    file = pq.ParquetFile(meta.root / path)
+    file = pq.ParquetFile(meta.root / path, page_checksum_verification=True)
     missing = [name for name in shapes if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"no columns {missing}, which meta/info.json lists")

@@ -67,7 +67,7 @@ class Decoder:
         for place in sorted(range(len(times)), key=lambda i: times[i]):
             try:
                 frame = self._seek(times[place], tolerance)
-            except (av.FFmpegError, EOFError) as error:
+            except (av.FFmpegError, EOFError, OverflowError) as error:
                 self._frames = self._last = None
                 raise ValueError(f"{self.path}: cannot decode at {times[place]:.4f} s: {error}") from error
             found[place] = frame.to_ndarray(format="rgb24")

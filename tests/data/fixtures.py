@@ -181,7 +181,7 @@ def lerobot_v21(directory: pathlib.Path, made: list[Episode], *, codec="libx264"
         table |= {"task_index": pa.array(frames * 0 + tasks[episode.task])}
         path = directory / f"data/chunk-000/episode_{e:06}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(table), path)
+        pq.write_table(pa.table(table), path, write_page_checksum=True)
         for name, view in episode.cameras.items():
             clip = directory / f"videos/chunk-000/observation.images.{name}/episode_{e:06}.mp4"
             clip.parent.mkdir(parents=True, exist_ok=True)
