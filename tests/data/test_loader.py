@@ -29,6 +29,10 @@ def started(state, count, **options):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def batches(ours, count):
+    return [next(ours) for _ in range(count)]
+
+
 def finished(process):
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
@@ -173,8 +177,7 @@ def test_a_replacement_never_breaks_a_limit():
 def test_too_much_damage_stops_with_an_error_that_names_the_last():
     ours = toys.loader(max_damage=0.001, grace=3)
     with pytest.raises(loader.DamageError, match=r"4 damaged .* tolerated are 3; the last: (arm|words), episode"):
-        for _ in range(200):
-            next(ours)
+        batches(ours, 200)
 
 
 def test_examples_over_a_limit_are_skipped_and_counted():
@@ -281,8 +284,7 @@ def test_a_worker_that_dies_is_an_error_in_words():
     for pid in list(ours._crews[1]._pool._processes):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="a worker process died"):
-        for _ in range(20):
-            next(ours)
+        batches(ours, 20)
     ours.close()
 
 
