@@ -28,7 +28,7 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Packed training rows. B rows, T tokens, I crops, F image tokens, W window slots, C chunks, A steps, N action channels.
+    """Packed training rows: B rows, T tokens, I crops, F image tokens, W window slots, C chunks, A steps, N channels.
 
     Attributes:
       tokens: i32[B, T], input ids; padding is the pad id.

@@ -91,8 +91,8 @@ class LLMConfig:
     @property
     def dims(self) -> dict[str, int]:
         return dict(
-            layers=self.depth, embed=self.width, mlp=self.mlp_width, heads=self.num_heads,
-            kv_heads=self.num_kv_heads, head_dim=self.head_dim, vocab=self.vocab_size, extra_vocab=self.extra_vocab_size,
+            layers=self.depth, embed=self.width, mlp=self.mlp_width, heads=self.num_heads, kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim, vocab=self.vocab_size, extra_vocab=self.extra_vocab_size,
         )  # fmt: skip
 
 

@@ -25,18 +25,20 @@ class Rule:
       leaves: our paths; their rows follow each other in the tensor.
       inputs: number of leading input axes of each leaf, whose transposed matrix is stored; None: stored as it is;
         0: stored with an axis of size 1 in front.
+      flat: stored as one axis, without a split into heads; with `inputs` None.
     """
 
     name: str
     leaves: tuple[str, ...]
     inputs: int | None = 1
+    flat: bool = False
 
 
 def _linear(name: str, leaf: str, *more: str, inputs: int = 1, bias: bool = False) -> Iterator[Rule]:
     leaves = (leaf, *more)
     yield Rule(f"{name}.weight", leaves, inputs)
     if bias:
-        yield Rule(f"{name}.bias", tuple(f"{leaf}_bias" for leaf in leaves), None)
+        yield Rule(f"{name}.bias", tuple(f"{leaf}_bias" for leaf in leaves), None, flat=True)
 
 
 def _vit(root: str = "model.vision_backbone.image_vit") -> Iterator[Rule]:
@@ -75,8 +77,8 @@ def _llm(cfg: ModelConfig) -> Iterator[Rule]:
     yield Rule(f"{block}.attn_norm.weight", (f"{leaf}/attn_norm",), None)
     yield Rule(f"{block}.ff_norm.weight", (f"{leaf}/mlp_norm",), None)
     if cfg.llm.qk_norm:
-        yield Rule(f"{block}.self_attn.q_norm.weight", (f"{leaf}/q_norm",), None)
-        yield Rule(f"{block}.self_attn.k_norm.weight", (f"{leaf}/k_norm",), None)
+        yield Rule(f"{block}.self_attn.q_norm.weight", (f"{leaf}/q_norm",), None, flat=True)
+        yield Rule(f"{block}.self_attn.k_norm.weight", (f"{leaf}/k_norm",), None, flat=True)
 
 
 def _expert() -> Iterator[Rule]:
@@ -126,7 +128,7 @@ def native(cfg: ModelConfig) -> list[Rule]:
     norms = dict(input_layernorm="attn_norm", post_attention_layernorm="mlp_norm")
     if cfg.llm.qk_norm:
         norms |= {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}
-    found += [Rule(f"{block}.{name}.weight", (f"{leaf}/{ours}",), None) for name, ours in norms.items()]
+    found += [Rule(f"{block}.{name}.weight", (f"{leaf}/{ours}",), None, flat=True) for name, ours in norms.items()]
     return found + [dataclasses.replace(rule, name=_native_vision(rule.name)) for rule in (*_vit(), *_connector())]
 
 
@@ -181,7 +183,7 @@ def expand(rules: list[Rule], cfg: ModelConfig) -> tuple[dict[str, Shape], dict[
 
 def _stored(shape: Shape, rule: Rule) -> Shape:
     if rule.inputs is None:
-        return (math.prod(shape),) if rule.name.endswith(".bias") else shape
+        return (math.prod(shape),) if rule.flat else shape
     if rule.inputs == 0:
         return (1, *shape)
     return (math.prod(shape[rule.inputs :]), math.prod(shape[: rule.inputs]))

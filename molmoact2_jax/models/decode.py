@@ -14,10 +14,10 @@ from molmoact2_jax.nn.params import Params
 
 
 class Generated(NamedTuple):
-    """Tokens i32[B, limit] (padding id behind the end), how many count i32[B], and whether the end came bool[B]."""
+    """Tokens i32[B, limit] (padding id behind the end), number of real ones i32[B], whether the end came bool[B]."""
 
     tokens: jax.Array
-    count: jax.Array
+    num_tokens: jax.Array
     ended: jax.Array
 
 
@@ -59,7 +59,7 @@ def greedy(
         best = llm.logits(cfg.llm, tree["llm"], prefix.last[:, None])[:, 0].argmax(axis=-1).astype(jnp.int32)
         alive = ~out.ended
         token = jnp.where(alive, best, cfg.tokens.pad)
-        out = Generated(out.tokens.at[:, i].set(token), out.count + alive, out.ended | (token == stop))
+        out = Generated(out.tokens.at[:, i].set(token), out.num_tokens + alive, out.ended | (token == stop))
         return i + 1, feed(cfg, tree, prefix, token[:, None], alive[:, None], start + i), out
 
     _, prefix, out = jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), prefix, empty))
@@ -103,8 +103,8 @@ def depth_codes(
       inputs: prompts, which end with the depth trigger.
       draft: i32[B, C], the previous buffer: kept where nothing changed, the first guess elsewhere.
       changed: bool[B, C], cells to predict.
-      widths: how many positions a pass behind the prefill may have, ascending, the last C + 2. Each pass takes the least
-        that reaches the next cell to predict. Narrow ones suit a CPU, where work is paid per token; one suits an
+      widths: how many positions a pass behind the prefill may have, ascending, the last C + 2. Each pass takes the
+        least that reaches the next cell to predict. Narrow ones suit a CPU, where work is paid per token; one suits an
         accelerator, where a pass is paid by its weights.
 
     Returns:
@@ -112,7 +112,8 @@ def depth_codes(
       of changed cells; rows of a batch share the passes.
     """
     prompt, span = inputs.tokens.shape[1], draft.shape[1] + 2
-    assert widths[-1] == span and min(widths) >= 2, widths
+    assert widths[-1] == span, widths
+    assert min(widths) >= 2, widths
     whole = inputs._replace(
         tokens=jnp.concatenate([inputs.tokens, span_tokens(cfg, draft)], axis=1),
         valid=jnp.concatenate([inputs.valid, jnp.ones((draft.shape[0], span), bool)], axis=1),
@@ -125,23 +126,23 @@ def depth_codes(
         return (state[1] < span).any()
 
     def step(state: tuple) -> tuple:
-        *state, passes = state
-        first, cell = state[1].min(), jnp.arange(span)
-        waiting = jnp.pad(changed & (cell[:-2] >= state[1][:, None]), ((0, 0), (0, 2))).any(axis=0)
-        reach = jnp.where(waiting.any(), waiting.argmax() + 1, span) - first
-        return *jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), reach), branches, tuple(state)), passes + 1
+        *rest, passes = state
+        sure, cell = state[1], jnp.arange(span)
+        waiting = jnp.pad(changed & (cell[:-2] >= sure[:, None]), ((0, 0), (0, 2))).any(axis=0)
+        reach = jnp.where(waiting.any(), waiting.argmax() + 1, span) - sure.min()
+        return *jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), reach), branches, tuple(rest)), passes + 1
 
     state = (*known, prefix, x[:, -2:], jnp.ones((), jnp.int32))
     codes, _, prefix, tail, passes = jax.lax.while_loop(going, step, state)
     best = llm.logits(cfg.llm, tree["llm"], tail[:, :1])[:, 0].argmax(axis=-1)
-    return prefix._replace(last=tail[:, 1]), Depth(codes, passes, best == cfg.tokens.depth_end)
+    return prefix._replace(last=tail[:, 1]), Depth(codes, passes, best == cfg.tokens.depth.end)
 
 
 def span_tokens(cfg: ModelConfig, codes: jax.Array) -> jax.Array:
     """Returns i32[B, C + 2]: depth start, the codes, depth end."""
     edge = jnp.ones((codes.shape[0], 1), jnp.int32)
-    ids = cfg.tokens
-    return jnp.concatenate([edge * ids.depth_start, codes + ids.depth_first, edge * ids.depth_end], axis=1)
+    ids = cfg.tokens.depth
+    return jnp.concatenate([edge * ids.start, codes + ids.first, edge * ids.end], axis=1)
 
 
 def _refine(cfg: ModelConfig, tree: Params, state: tuple, changed: jax.Array, prompt: int, width: int) -> tuple:
@@ -160,12 +161,12 @@ def _update(
 ) -> tuple[jax.Array, jax.Array]:
     """Puts predictions into changed cells; returns the codes and how many leading positions of each row are final.
 
-    Position p of the span predicts cell p (position 0 is its start), and cells before `sure` do not move any more. Of the
-    cells that move now, the first is final, for all before it are; what follows it is not.
+    Position p of the span predicts cell p (position 0 is its start), and cells before `sure` do not move any more. Of
+    the cells that move now, the first is final, for all before it are; what follows it is not.
     """
     codes, sure = known
-    (rows, cells), width, ids = codes.shape, x.shape[1], cfg.tokens
-    best = llm.depth_logits(cfg.llm, tree["llm"], x, ids.depth_first, ids.num_depths).argmax(axis=-1)
+    (rows, cells), width, ids = codes.shape, x.shape[1], cfg.tokens.depth
+    best = llm.depth_logits(cfg.llm, tree["llm"], x, ids.first, ids.num_codes).argmax(axis=-1)
     guess = jnp.zeros((rows, cells + 2), jnp.int32)
     guess = jax.lax.dynamic_update_slice_in_dim(guess, best.astype(jnp.int32), start, axis=1)[:, :cells]
     cell = jnp.arange(cells)

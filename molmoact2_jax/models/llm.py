@@ -1,4 +1,4 @@
-"""Qwen3-style decoder with an explicit cache; keys and values of all layers come out as a stack. Source: `model.md` 4."""
+"""Qwen3-style decoder with an explicit cache; keys and values of all layers come out stacked. Source: `model.md` 4."""
 
 from __future__ import annotations
 

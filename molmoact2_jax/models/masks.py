@@ -59,7 +59,7 @@ def context(tokens: jax.Array, valid: jax.Array, cfg: ModelConfig, segments: jax
     if cfg.action_mode != "both":
         return valid
     visible = valid & (tokens != ids.eos)
-    if ids.action_start is None:
+    if ids.action_start is None or ids.action_end is None:
         return visible
     return visible & ~_spans(tokens == ids.action_start, tokens == ids.action_end, segments)
 
@@ -82,6 +82,7 @@ def depth_span(tokens: jax.Array, visible: jax.Array, ids: TokenIds) -> jax.Arra
     """Returns bool[B, S], the visible depth tokens: trigger, start, codes and end. Source: `model.md` 5."""
     if ids.depth_first is None:
         return jnp.zeros(tokens.shape, bool)
-    codes = (tokens >= ids.depth_first) & (tokens < ids.depth_first + ids.num_depths)
-    marks = jnp.isin(tokens, np.asarray([ids.depth_output, ids.depth_start, ids.depth_end]))
+    depth = ids.depth
+    codes = (tokens >= depth.first) & (tokens < depth.first + depth.num_codes)
+    marks = jnp.isin(tokens, np.asarray([depth.output, depth.start, depth.end]))
     return (codes | marks) & visible

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import connector, depth, expert, flow, llm, masks, vit
 from molmoact2_jax.nn import params
+from molmoact2_jax.nn.ops import Array
 from molmoact2_jax.nn.params import Params
 
 
@@ -21,17 +22,17 @@ class Inputs(NamedTuple):
     the row, -1 empty, rows of -1 behind the real ones).
     """
 
-    tokens: jax.Array
-    valid: jax.Array
-    crops: jax.Array
-    pooling: jax.Array
+    tokens: Array
+    valid: Array
+    crops: Array
+    pooling: Array
 
 
 class Prefix(NamedTuple):
     """What the decoder has seen: R slots, of which `valid` ones are filled.
 
-    tokens i32[B, R]; valid bool[B, R]; kv [L, B, R, K, H] (or a tuple of layers); last [B, D], the residual stream at the newest token;
-    states [L, B, R, D], the residual streams, only for an expert that reads those.
+    tokens i32[B, R]; valid bool[B, R]; kv [L, B, R, K, H] (or a tuple of layers); last [B, D], the residual stream at
+    the newest token; states [L, B, R, D], the residual streams, only for an expert that reads those.
     """
 
     tokens: jax.Array
@@ -108,18 +109,16 @@ def prefill(cfg: ModelConfig, tree: Params, inputs: Inputs, *, room: int = 0, re
     Returns:
       The `Prefix` (its `last` is zero where nothing is read), and the residual stream [B, read, D].
     """
-    features = vision(cfg, tree, inputs.crops, inputs.pooling) if inputs.crops.shape[1] else None
-    x = embed(cfg, tree, inputs.tokens, features)
-    turn = llm.rotary(cfg.llm, masks.positions(inputs.valid))
-    where = llm.Where(turn, masks.prompt(inputs.tokens, inputs.valid, cfg))
+    tokens, valid, crops, pooling = map(jnp.asarray, inputs)
+    x = embed(cfg, tree, tokens, vision(cfg, tree, crops, pooling) if crops.shape[1] else None)
+    where = llm.Where(llm.rotary(cfg.llm, masks.positions(valid)), masks.prompt(tokens, valid, cfg))
     if cfg.expert and cfg.expert.conditioning == "hidden":
         x, kv, states = llm.train(cfg.llm, tree["llm"], x, where, hidden=True)
         x = x[:, x.shape[1] - read :]
     else:
         (x, kv), states = llm.forward(cfg.llm, tree["llm"], x, where, read=read), None
     last = x[:, -1] if read else jnp.zeros((x.shape[0], x.shape[2]), x.dtype)
-    prefix = Prefix(inputs.tokens, inputs.valid, kv, last, states)
-    return reserve(prefix, room), x
+    return reserve(Prefix(tokens, valid, kv, last, states), room), x
 
 
 def reserve(prefix: Prefix, room: int) -> Prefix:
@@ -136,8 +135,9 @@ def reserve(prefix: Prefix, room: int) -> Prefix:
 
 def context(cfg: ModelConfig, tree: Params, prefix: Prefix) -> Context:
     """Gates and projects what the decoder left behind to what the expert reads. Source: `model.md` 5, 6.1, 6.2."""
+    assert cfg.expert is not None
     visible = masks.context(prefix.tokens, prefix.valid, cfg)
-    keys, values = sources(cfg, params.stacked(prefix.kv), prefix.states)
+    keys, values = sources(params.stacked(prefix.kv), prefix.states)
     if cfg.gate:
         span = masks.depth_span(prefix.tokens, visible, cfg.tokens)
         scale = depth.scales(cfg.expert, tree["gate"], values, visible[:, None], span)[..., None]
@@ -145,15 +145,16 @@ def context(cfg: ModelConfig, tree: Params, prefix: Prefix) -> Context:
     return Context(expert.project_context(cfg.expert, tree["expert"], keys, values), visible)
 
 
-def sources(cfg: ModelConfig, kv: llm.KV, states: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def sources(kv: llm.KV, states: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Returns what the context projection reads as keys and as values, [L, B, S, C] (paper Table 10)."""
-    if cfg.expert.conditioning == "hidden":
+    if states is not None:
         return states, states
-    return tuple(a.reshape(*a.shape[:3], -1) for a in kv)
+    return kv.k.reshape(*kv.k.shape[:3], -1), kv.v.reshape(*kv.v.shape[:3], -1)
 
 
 def modulation(cfg: ModelConfig, tree: Params, num_steps: int) -> expert.Modulation:
     """Returns the modulation at every time the solver evaluates; it depends on the weights alone."""
+    assert cfg.expert is not None
     times = flow.find(flow.SOLVERS, cfg.flow.solver).times(num_steps)
     return expert.modulation(cfg.expert, tree["expert"], jnp.asarray(times))
 
@@ -179,14 +180,15 @@ def act(
     Returns:
       f32[B, A, C], the trajectory at t = 1, before clipping. Source: `model.md` 6.4.
     """
-    solver = flow.find(flow.SOLVERS, cfg.flow.solver)
+    assert cfg.expert is not None
+    network, solver = cfg.expert, flow.find(flow.SOLVERS, cfg.flow.solver)
     num_steps = shifts.final.shape[0] // len(solver.times(1))
     keep = channels[:, None] if cfg.mask_action_dims else jnp.ones_like(channels)[:, None]
     reads = expert.Masks(ctx.visible[:, None])
 
     def velocity(x: jax.Array, j: jax.Array) -> jax.Array:
         at = expert.Modulation(shifts.blocks[:, None, j][:, :, None], shifts.final[None, None, j])
-        v = expert.velocity(cfg.expert, tree["expert"], x[:, None].astype(at.final.dtype), at, ctx.kv, reads)
+        v = expert.velocity(network, tree["expert"], x[:, None].astype(at.final.dtype), at, ctx.kv, reads)
         return jnp.where(keep, v[:, 0].astype(x.dtype), 0)
 
     return flow.integrate(solver, velocity, jnp.where(keep, noise, 0), num_steps)

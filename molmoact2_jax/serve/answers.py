@@ -39,7 +39,7 @@ def action(host: observe.Host, one: Prepared, outcome: program.Outcome, index: i
 
 def text(host: observe.Host, answer: decode.Generated) -> str:
     """Returns the words of a free answer, without its end token."""
-    ids = answer.tokens[0, : answer.count[0]].tolist()
+    ids = answer.tokens[0, : answer.num_tokens[0]].tolist()
     return host.tokenizer.decode([i for i in ids if i != host.cfg.tokens.eos])
 
 
@@ -49,7 +49,7 @@ def _ended(generated: decode.Generated, index: int, error: type[ValueError], wha
             f"{what}: no end within {generated.tokens.shape[1]} tokens. The observation is far from the training data, "
             "or the checkpoint was not trained for this mode."
         )
-    return generated.tokens[index, : generated.count[index]].astype(np.int64)
+    return generated.tokens[index, : generated.num_tokens[index]].astype(np.int64)
 
 
 def _depth(host: observe.Host, outcome: program.Outcome, index: int) -> tuple[np.ndarray, np.ndarray | None, int]:

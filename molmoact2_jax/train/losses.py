@@ -140,7 +140,7 @@ def read_rows(cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, ke
     x, kv, states = llm.train(cfg.llm, params["llm"], x, where, drop=drop, hidden=hidden, remat=REMAT[loss.remat_llm])
     if cfg.expert is None or rows.actions.shape[1] == 0:
         return Read(x, None, None)
-    return Read(x, *_context(cfg, loss, params, rows, *molmoact2.sources(cfg, kv, states)))
+    return Read(x, *_context(cfg, loss, params, rows, *molmoact2.sources(kv, states)))
 
 
 def _context(
