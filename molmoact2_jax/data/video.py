@@ -1,4 +1,8 @@
-"""Exact frames of video files by time, and their encoder. PyAV; one decoder thread per file, as that is cheapest."""
+"""Exact frames of video files by time, and their encoder. PyAV; one decoder thread per file, as that is cheapest.
+
+Damage that FFmpeg notices is refused. AV1 has no checksums: bytes that changed inside a frame can decode to a wrong
+picture without a sign. Repacked datasets are hashed, so repack from a copy that is known to be good.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +39,16 @@ class Decoder:
         try:
             self._container = av.open(path)
             self._stream = self._container.streams.video[0]
-        except (av.FFmpegError, OSError, IndexError) as error:
+            self._stream.codec_context.thread_count = 1  # there is no context where the file's tables were cut off
+        except (av.FFmpegError, OSError, IndexError, AttributeError) as error:
             raise ValueError(f"{path}: no video can be opened: {error}") from error
-        self._stream.codec_context.thread_count = 1
         self._base = float(self._stream.time_base or 0)
         entries = self._stream.index_entries
         self._keys = sorted(entry.timestamp * self._base for entry in entries if entry.is_keyframe)
         self._frames: Iterator[av.VideoFrame] | None = None
         self._last: av.VideoFrame | None = None
         self._now, self._first = 0.0, -1.0  # times of the last frame, and of the first since the last seek
+        self._damaged = False
 
     @property
     def num_frames(self) -> int:
@@ -88,7 +93,7 @@ class Decoder:
         if frame is None or self._now > time + tolerance:
             nearest = "the video ends before" if frame is None else f"the next is at {self._now:.4f} s"
             raise ValueError(f"{self.path}: no frame within {tolerance} s of {time:.4f} s, {nearest}")
-        if frame.is_corrupt:
+        if self._damaged:
             raise ValueError(f"{self.path}: the frame at {time:.4f} s is damaged")
         return frame
 
@@ -96,6 +101,7 @@ class Decoder:
         """Moves to the key frame at or before a time."""
         self._container.seek(round(time / self._base), backward=True, stream=self._stream)
         self._frames, self._last, self._first = self._container.decode(self._stream), None, -1.0
+        self._damaged = False
 
     def _advance(self, time: float, tolerance: float) -> av.VideoFrame | None:
         """Decodes up to the first frame not before a time, None at the end of the file."""
@@ -108,6 +114,8 @@ class Decoder:
                 raise ValueError(f"{self.path}: frames without time stamps")
             self._now = self._last.pts * self._base
             self._first = self._now if self._first < 0 else self._first
+            # FFmpeg marks the frame it patched up, not those predicted from it until the next key frame.
+            self._damaged = self._last.is_corrupt or (self._damaged and not self._last.key_frame)
         return self._last
 
     def _key(self, time: float) -> float:
