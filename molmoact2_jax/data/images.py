@@ -175,6 +175,19 @@ def crops_of(image: np.ndarray, settings: config.ProcessorConfig) -> Crops:
     raise ValueError(f"crop_mode: {settings.crop_mode!r}, expected 'resize' or 'overlap-and-resize-c2'.")
 
 
+def layout(height: int, width: int, settings: config.ProcessorConfig) -> tuple[tuple[int, int, int, int], int]:
+    """Returns the grid and the number of crops that `crops_of` makes of a picture of that size."""
+    grid = settings.image_size // settings.patch_size
+    pooled = -(-grid // settings.pooling)
+    if settings.crop_mode == "resize":
+        return (pooled, pooled, 0, 0), 1
+    overlap = sum(settings.overlap_margins)
+    margin, stride = overlap * settings.patch_size, (grid - overlap) * settings.patch_size
+    tiles = _tiling(height - margin, width - margin, stride, settings.max_crops)
+    rows, cols = (-(-(count * (grid - overlap) + overlap) // settings.pooling) for count in tiles)
+    return (pooled, pooled, rows, cols), 1 + tiles[0] * tiles[1]
+
+
 def _single_crop(image: np.ndarray, settings: config.ProcessorConfig) -> Crops:
     grid = settings.image_size // settings.patch_size
     pooled = -(-grid // settings.pooling)
