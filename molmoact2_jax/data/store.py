@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Store:
@@ -26,7 +27,7 @@ class Store:
         self.directory = directory
         manifest = json.loads((directory / "manifest.json").read_text())
         self.meta: dict[str, Any] = manifest["meta"]
-        self._files: dict[str, str] = manifest["files"]
+        self._files: dict[str, tuple[str, str, list[int]]] = manifest["files"]
         self._maps: dict[str, np.ndarray] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -34,13 +35,17 @@ class Store:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._maps:
-            path = self.directory / self._files[name]
-            with path.open("rb") as file:
-                np.lib.format.read_magic(file)
-                shape = np.lib.format.read_array_header_1_0(file)[0]
-            # An empty array cannot be mapped; a plain view of a map slices faster than the map.
-            self._maps[name] = np.load(path) if 0 in shape else np.asarray(np.load(path, mmap_mode="r"))
+            self._maps[name] = self._map(*self._files[name])
         return self._maps[name]
+
+    def _map(self, file: str, dtype: str, shape: list[int]) -> np.ndarray:
+        # np.load parses the header as Python, which fails now and then in threads of Python 3.11. We know the header.
+        kind, path = np.dtype(dtype), self.directory / file
+        size = math.prod(shape) * kind.itemsize
+        if size == 0:  # cannot be mapped
+            return np.zeros(shape, kind)
+        # A plain view slices faster than the map.
+        return np.asarray(np.memmap(path, kind, "r", path.stat().st_size - size, tuple(shape)))
 
     def names(self) -> list[str]:
         return sorted(self._files)
@@ -91,8 +96,8 @@ def save(directory: pathlib.Path, stamp: str, arrays: Mapping[str, np.ndarray], 
     path = _path(directory, stamp)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
-    files = {name: f"{i}.npy" for i, name in enumerate(arrays)}
-    for name, file in files.items():
+    files = {name: (f"{i}.npy", a.dtype.str, a.shape) for i, (name, a) in enumerate(arrays.items())}
+    for name, (file, _, _) in files.items():
         np.save(fresh / file, np.ascontiguousarray(arrays[name]), allow_pickle=False)
     (fresh / "manifest.json").write_text(json.dumps({"meta": meta, "files": files}))
     try:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from molmoact2_jax.data import lerobot_files, lerobot_write, oxe, pictures, rlds_write, video
+from molmoact2_jax.data import lerobot as lerobot_reader
+from molmoact2_jax.data import lerobot_files, lerobot_write, oxe, pictures, rlds_write, table, video
 
 HEIGHT, WIDTH, JOINTS = 48, 64, 8
 TASKS = ("pick up the cup", "Öffne die Schublade", "push the block left")
 MOTORS = (*(f"joint_{i}.pos" for i in range(JOINTS - 1)), "gripper.pos")
+VIEWS = ("observation.images.image", "observation.images.wrist_image")
 TAG = oxe.Tag("own", 4, "test arm", oxe.JOINTS)
 ROW = dataclasses.replace(
     oxe.TEMPLATE,
@@ -217,3 +220,13 @@ def _meta_v21(directory: pathlib.Path, made: list[Episode], tasks: dict[str, int
     (meta / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in episodes))
     lines = ({"task_index": i, "task": task} for task, i in tasks.items())
     (meta / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+
+def open_lerobot(directory, tag=TAG, depth=None, **options) -> lerobot_reader.LeRobotSource:
+    """Opens what `lerobot` or `lerobot_v21` wrote; options are those of `table.Options`."""
+    return lerobot_reader.LeRobotSource(directory, tag, table.Options(**options), depth=depth)
+
+
+def copy(directory: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
+    """Copies a dataset without its caches, to be spoilt."""
+    return shutil.copytree(directory, to, ignore=shutil.ignore_patterns(".molmoact2"))
