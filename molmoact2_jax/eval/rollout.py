@@ -81,6 +81,7 @@ class Episode:
     def facts(self) -> dict[str, Any]:
         """Returns what the result file says about it."""
         actions = np.array(self.actions)
+        seams = trajectory.seam_ratio(actions, self.plans)
         return dict(
             task=self.task,
             seed=self.seed,
@@ -88,7 +89,7 @@ class Episode:
             success=self.success,
             decisions=len(self.actions),
             roughness=trajectory.roughness(actions),
-            seam_ratio=trajectory.seam_ratio(actions, self.plans),
+            seam_ratio=None if np.isnan(seams) else seams,
         )
 
 

@@ -41,8 +41,3 @@ def saturation(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.nda
     """Returns f32[C], the share of the time that each channel is at a bound of its range."""
     edge = 1e-3 * (high - low)
     return np.mean((actions <= low + edge) | (actions >= high - edge), axis=0).astype(np.float32)
-
-
-def path_length(positions: np.ndarray) -> float:
-    """Returns how far a point moved along f32[T, 3] positions, in their unit."""
-    return float(np.linalg.norm(np.diff(positions, axis=0), axis=-1).sum())
