@@ -130,7 +130,7 @@ class ExpertConfig:
         return dict(
             layers=self.depth, embed=self.width, mlp=self.mlp_width, heads=self.num_heads,
             head_dim=self.head_dim, context_embed=self.context_width, context_heads=self.context_heads,
-            context_head_dim=self.context_width // self.context_heads, time=self.time_width,
+            context_head_dim=self.context_width // self.context_heads, time=self.time_width, cond=self.width,
             action=self.action_dim, shifts=9, final_shifts=2,
         )  # fmt: skip
 

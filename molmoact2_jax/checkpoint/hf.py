@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import shutil
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ def load(
     Args:
       directory: `config.json` and safetensors, in one file or in shards with an index; released names, the same with
         one more leading `model.`, or those of the transformers library.
-      dtype: type of the parameters; None keeps each tensor's own.
+      dtype: type of the parameters, or a function from a path to it; None keeps each tensor's own.
       sharding: `(path, shape) -> Sharding` of each leaf; None puts all on the default device.
 
     Returns:
@@ -64,7 +65,8 @@ def load(
 
     def leaf(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
         name = paths.name(path)
-        host = _assemble(reader, prefix, parts[name], like.shape, dtype)
+        kind = dtype(name) if isinstance(dtype, types.FunctionType) else dtype
+        host = _assemble(reader, prefix, parts[name], like.shape, kind)
         if sharding is None:
             return jax.device_put(host)
         return jax.make_array_from_callback(like.shape, sharding(name, like.shape), lambda index: host[index])
@@ -127,7 +129,7 @@ def export(cfg: ModelConfig, params: Params, directory: Path, side_files: Path |
     directory.mkdir(parents=True, exist_ok=True)
     _write_tensors(cfg, params, directory)
     if side_files is not None:
-        _copy_side_files(pathlib.Path(side_files), directory)
+        copy_side_files(pathlib.Path(side_files), directory)
     source = None if side_files is None else pathlib.Path(side_files) / "config.json"
     if source is not None and source.is_file() and config_json.load(source.parent) == cfg:
         shutil.copyfile(source, directory / "config.json")
@@ -183,7 +185,7 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
     return shards
 
 
-def _copy_side_files(source: pathlib.Path, target: pathlib.Path) -> None:
+def copy_side_files(source: pathlib.Path, target: pathlib.Path) -> None:
     for path in sorted(source.iterdir()):
         if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
             continue

@@ -35,6 +35,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "predict": Command("predict", "one action chunk from pictures, an instruction and a joint state"),
+    "train": Command("train", "trains or resumes a run", own_flags=True),
     "export": Command("export", "writes a checkpoint in the released safetensors format"),
 }
 

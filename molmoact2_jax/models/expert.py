@@ -39,12 +39,12 @@ class Times(nn.Module):
     def __call__(self, times: jax.Array) -> Modulation:
         linear = functools.partial(params.linear, self, bias=True)
         h = linear("first", "bt,td->bd", _sinusoid(times, self.cfg.time_width), "time embed", init=params.xavier())
-        h = linear("second", "bd,de->be", jax.nn.silu(h), "embed embed", init=params.xavier())
+        h = linear("second", "bd,de->be", jax.nn.silu(h), "embed cond", init=params.xavier())
         h = jax.nn.silu(h)
-        kernel = params.declare(self, "modulation", "layers embed shifts embed", params.zeros)
+        kernel = params.declare(self, "modulation", "layers cond shifts embed", params.zeros)
         bias = params.declare(self, "modulation_bias", "layers shifts embed", params.zeros)
         blocks = jnp.einsum("bd,ldme->lbme", h, kernel.astype(h.dtype)) + bias[:, None].astype(h.dtype)
-        final = linear("final", "bd,dme->bme", h, "embed final_shifts embed", init=params.zeros)
+        final = linear("final", "bd,dme->bme", h, "cond final_shifts embed", init=params.zeros)
         return Modulation(blocks, final)
 
 

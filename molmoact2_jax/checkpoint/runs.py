@@ -1,0 +1,77 @@
+"""The directory of a training run: what it was made of, its checkpoints, and the side files of its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from molmoact2_jax import config
+from molmoact2_jax.checkpoint import config_json, hf, orbax
+from molmoact2_jax.config import ModelConfig
+from molmoact2_jax.models import molmoact2
+from molmoact2_jax.nn import lora
+from molmoact2_jax.nn.params import Params
+
+RECIPE, MODEL, SIDE, CHECKPOINTS = "recipe.json", "model.json", "side", "checkpoints"
+
+
+def is_run(directory: str | pathlib.Path) -> bool:
+    """Whether a directory is a run of ours."""
+    return (pathlib.Path(directory) / MODEL).is_file()
+
+
+def describe(directory: pathlib.Path, recipe: dict[str, Any], cfg: ModelConfig, sides: pathlib.Path) -> None:
+    """Writes what a run is made of; files that are there already stay."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / SIDE).exists():
+        partial = directory / f"{SIDE}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        hf.copy_side_files(sides, partial)
+        partial.rename(directory / SIDE)
+    for name, value in ((RECIPE, recipe), (MODEL, dataclasses.asdict(cfg))):
+        if not (directory / name).exists():
+            (directory / name).write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_recipe(directory: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the recipe of the run in a directory, or None where there is no run yet."""
+    path = directory / RECIPE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_model(directory: str | pathlib.Path) -> ModelConfig:
+    """Returns the model of a run, or of a checkpoint in the released format."""
+    path = pathlib.Path(directory) / MODEL
+    if path.is_file():
+        return config.build(ModelConfig, json.loads(path.read_text()), str(path))
+    return config_json.load(directory)
+
+
+def load(directory: str | pathlib.Path, dtype: Any = jnp.float32, *, merge: bool = True) -> tuple[ModelConfig, Params]:
+    """Loads the newest weights of a run on the default device.
+
+    Args:
+      directory: `run_dir`.
+      dtype: of the parameters.
+      merge: adds LoRA changes to their weights.
+
+    Raises:
+      ValueError: the run has no intact checkpoint yet.
+    """
+    directory = pathlib.Path(directory)
+    cfg, recipe = read_model(directory), read_recipe(directory) or {}
+    shapes, words = molmoact2.abstract(cfg)
+    if recipe.get("lora"):
+        attach = lora.LoRAConfig(**recipe["lora"])
+        shapes = jax.eval_shape(lambda p: lora.attach(p, words, attach, jax.random.key(0)), shapes)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), shapes)
+    params = orbax.read_params(directory / CHECKPOINTS, wanted)
+    return cfg, lora.merge(params) if merge else params

@@ -1,0 +1,233 @@
+"""The training run: resumes where it stopped, reports, saves, and leaves on a signal without losing a step."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from molmoact2_jax.batch import Batch
+from molmoact2_jax.checkpoint import orbax, runs
+from molmoact2_jax.data.loader import Loader
+from molmoact2_jax.parallel import mesh as meshes
+from molmoact2_jax.parallel import partition
+from molmoact2_jax.train import flops, metrics, progress, recipe, setup, step, writers
+
+Evaluator = Callable[[step.State, int], Mapping[str, float]]
+_log = logging.getLogger(__name__)
+
+
+class ConfigChangedError(ValueError):
+    """The directory holds a run of another configuration."""
+
+
+class Stop:
+    """Whether SIGTERM or SIGINT has asked the run to end; all processes agree on it."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in getattr(self, "_before", {}).items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.reason = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Returns whether any process was asked."""
+        if jax.process_count() == 1:
+            return bool(self.reason)
+        asked = bool(np.any(multihost_utils.process_allgather(np.asarray([bool(self.reason)]))))
+        if asked and not self.reason:
+            self.reason = "a signal to another process"
+        return asked
+
+
+class Run:
+    """One process's part of a training run."""
+
+    def __init__(
+        self,
+        made: setup.Setup,
+        loader: Loader,
+        data_digest: Mapping[str, Any],
+        evaluators: Sequence[Evaluator] = (),
+        changed: bool = False,
+    ):
+        """Opens `run_dir`, and refuses one that holds a run of another configuration.
+
+        Args:
+          made: model, mesh and shardings.
+          loader: batches of this process.
+          data_digest: identity of the data, kept in every checkpoint.
+          evaluators: `(state, step) -> scalars`, called every `evaluate.every` steps and before the first.
+          changed: goes on although the configuration differs.
+
+        Raises:
+          ConfigChangedError: with the difference.
+        """
+        self.made, self.recipe, self.loader = made, made.recipe, loader
+        self._evaluators = list(evaluators)
+        self._directory = pathlib.Path(self.recipe.run_dir)
+        _check_unchanged(self._directory, self.recipe, allowed=changed)
+        if jax.process_index() == 0:
+            runs.describe(self._directory, recipe.to_json(self.recipe), made.model, setup.side_directory(self.recipe))
+        self._meta = dict(
+            recipe=recipe.to_json(self.recipe), version=importlib.metadata.version("molmoact2-jax"),
+            data=dict(data_digest),
+        )  # fmt: skip
+        self._window, self._latest = metrics.Window(), dict[str, float]()
+
+    def train(self) -> str:
+        """Trains to the last step, or until a signal; returns why it ended. Everything is saved then."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(partition.activate(self.made.mesh))
+            stop, compiled = stack.enter_context(Stop()), stack.enter_context(metrics.Compilations())
+            checkpoints = stack.enter_context(
+                orbax.Checkpoints(self._directory / runs.CHECKPOINTS, self.recipe.save.keep)
+            )
+            number, state = self._begin(checkpoints)
+            writer = writers.create(
+                self._directory, number, first=jax.process_index() == 0, config=recipe.to_json(self.recipe),
+                wandb=None if self.recipe.log.wandb is None else {"project": self.recipe.log.wandb},
+            )  # fmt: skip
+            stack.callback(writer.close)
+            return self._steps(number, state, checkpoints, writer, stop, compiled)
+
+    def _begin(self, checkpoints: orbax.Checkpoints) -> tuple[int, step.State]:
+        found = setup.restore(self.made, checkpoints)
+        if found is None:
+            _log.info("run %s: starting", self._directory)
+            return 0, setup.initial_state(self.made)
+        number, state, position = found
+        self.loader.restore(position)
+        _log.info("run %s: resuming behind step %d", self._directory, number)
+        return number, state
+
+    def _steps(
+        self, number: int, state: step.State, checkpoints: Any, writer: writers.Writer, stop: Stop, compiled: Any
+    ) -> str:
+        function = step.compile_step(self.made.cfg, self.made.placed, self.made.mesh)
+        line, last = progress.Progress(self.recipe.steps), self.recipe.steps
+        if number == 0:
+            self._evaluate(state, number, writer)
+        line.start(number)
+        saved = number
+        while number < last and not stop.agreed():
+            begin = time.perf_counter()
+            batch = next(self.loader)
+            waited = time.perf_counter() - begin
+            rows = meshes.assemble(step.rows_of(batch), self.made.mesh, self.recipe.batch_size)
+            with _profiled(self.recipe.log.profile, number, self._directory):
+                state, values = function(state, rows)
+            number += 1
+            self._note(number, batch, values, waited, writer)
+            if number == 1:
+                jax.block_until_ready(values)
+                compiled.settle("step")
+            if number % self.recipe.log.every == 0 or number in (1, last):
+                self._report(number, line, writer, compiled)
+            if self.recipe.evaluate.every and number % self.recipe.evaluate.every == 0:
+                self._evaluate(state, number, writer)
+                line.start(number)
+            if number % self.recipe.save.every == 0 and number != last:
+                saved = self._save(checkpoints, number, state)
+        if saved != number or not checkpoints.steps:
+            self._save(checkpoints, number, state)
+        checkpoints.wait()
+        reason = "finished" if number >= last else f"stopped by {stop.reason}"
+        _log.info("run %s: %s after step %d, saved", self._directory, reason, number)
+        return reason
+
+    def _save(self, checkpoints: orbax.Checkpoints, number: int, state: step.State) -> int:
+        try:
+            checkpoints.save(number, setup.saved(state, self.loader.state(), self._meta), self._latest)
+        except orbax.DiskFullError as error:
+            _log.error("%s", error)
+        return number
+
+    def _note(self, number: int, batch: Batch, values: Any, waited: float, writer: writers.Writer) -> None:
+        tokens = float((batch.segments >= 0).sum()) * jax.process_count()
+        loss_tokens = float((batch.weights > 0).sum()) * jax.process_count()
+        self._window.add({**values, "data_wait_seconds": waited, "tokens": tokens, "loss_tokens": loss_tokens})
+        if number == 1 and batch.crops.shape[1]:
+            writer.image(number, "first_batch", contact_sheet(batch.crops))
+
+    def _report(self, number: int, line: progress.Progress, writer: writers.Writer, compiled: Any) -> None:
+        values = self._window.report()
+        values |= self._rates(values) | metrics.memory()
+        values |= {"compile_seconds": compiled.seconds, "compilations": sum(compiled.counts.values())}
+        values |= {f"fill/{name}": part for name, part in self.loader.report.fill().items()}
+        values["quarantined"] = len(self.loader.report.quarantined)
+        compiled.alarm({})
+        self._latest = values
+        writer.scalars(number, values)
+        shown = ("loss", "loss/language", "loss/flow", "step_seconds", "mfu", "data_wait_seconds")
+        _log.info("%s", line.line(number, {name: values[name] for name in shown if name in values}))
+
+    def _rates(self, window: Mapping[str, float]) -> dict[str, float]:
+        """Throughput of the rows as they are computed, padding included in FLOPs and not in tokens."""
+        data, cfg, rows = self.recipe.data, self.made.model, self.recipe.batch_size
+        pooled = -((-cfg.vit.grid // 2) ** 2)
+        work = flops.Work(
+            tokens=data.tokens, crops=data.crops, image_tokens=data.crops * pooled,
+            loss_tokens=round(window["loss_tokens"] / rows),
+            chunks=data.chunks if cfg.expert else 0, samples=self.recipe.loss.num_samples, horizon=cfg.max_horizon,
+        )  # fmt: skip
+        total = flops.step(cfg, work, rows, flops.passes(self.made.shapes, self.made.trained))["total"]
+        return metrics.throughput(window["step_seconds"], window["tokens"], total, jax.devices())
+
+    def _evaluate(self, state: step.State, number: int, writer: writers.Writer) -> None:
+        if not self.recipe.evaluate.every:
+            return
+        values = {}
+        for evaluator in self._evaluators:
+            values.update(evaluator(state, number))
+        if values:
+            writer.scalars(number, values)
+            _log.info("step %d: %s", number, " ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+
+def _check_unchanged(directory: pathlib.Path, made: recipe.TrainConfig, *, allowed: bool) -> None:
+    before = runs.read_recipe(directory)
+    lines = [] if before is None else recipe.difference(before, recipe.to_json(made))
+    if lines and not allowed:
+        raise ConfigChangedError(
+            f"{directory}: holds a run of another configuration:\n  " + "\n  ".join(lines) + "\n"
+            "Choose another run_dir, or go on with --changed if that is meant."
+        )
+    for line in lines:
+        _log.warning("configuration changed: %s", line)
+
+
+def contact_sheet(crops: np.ndarray, rows: int = 4) -> np.ndarray:
+    """Lays crops u8[B, I, H, W, 3] of the first rows out as one picture u8[rows * H, I * W, 3]."""
+    shown = crops[:rows]
+    count, images, height, width, _ = shown.shape
+    return shown.transpose(0, 2, 1, 3, 4).reshape(count * height, images * width, 3)
+
+
+@contextlib.contextmanager
+def _profiled(steps: tuple[int, int] | None, number: int, directory: pathlib.Path) -> Iterator[None]:
+    """Records a profile from the first of the chosen steps to the last."""
+    if steps is not None and number == steps[0]:
+        jax.profiler.start_trace(str(directory / "profile"))
+    yield
+    if steps is not None and number == steps[1] - 1:
+        jax.profiler.stop_trace()

@@ -1,0 +1,183 @@
+"""From a run's description to everything its loop needs: model, mesh, sharded state, compiled functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from molmoact2_jax.checkpoint import hf, orbax, runs
+from molmoact2_jax.config import ModelConfig
+from molmoact2_jax.models import molmoact2
+from molmoact2_jax.nn import lora, paths
+from molmoact2_jax.nn.params import Params
+from molmoact2_jax.parallel import mesh as meshes
+from molmoact2_jax.parallel import partition
+from molmoact2_jax.train import optim, stages, step
+from molmoact2_jax.train.recipe import TrainConfig
+
+Tree = Any
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the loop works with.
+
+    Attributes:
+      recipe, model: the run and its network.
+      cfg: what the compiled step depends on.
+      shapes, words, trained: of all weights, LoRA included: shapes, words of their axes, whether they train.
+      mesh: devices; state, placed: shapes and shardings of the whole state.
+    """
+
+    recipe: TrainConfig
+    model: ModelConfig
+    cfg: step.StepConfig
+    shapes: Params
+    words: Tree
+    trained: Tree
+    mesh: Mesh
+    state: step.State
+    placed: step.State
+
+
+def prepare(recipe: TrainConfig, devices: Any = None) -> Setup:
+    """Checks a run against its model and the devices, without touching a weight.
+
+    Args:
+      recipe: the run.
+      devices: all devices of the run; None takes those of JAX.
+
+    Raises:
+      ValueError: what does not fit, in words.
+    """
+    model = stages.target_config(recipe.model)
+    shapes, words = molmoact2.abstract(model)
+    plain = optim.trainable(shapes, recipe.frozen, recipe.embedding)
+    if recipe.lora:
+        key = jax.random.key(0)
+        shapes, trained, words = (
+            jax.eval_shape(lambda p: lora.attach(p, words, recipe.lora, key), shapes),
+            _lora_trained(jax.eval_shape(lambda p: lora.attach(p, words, recipe.lora, key), shapes), plain),
+            lora.attach_words(words, recipe.lora),
+        )
+    else:
+        trained = plain
+    mesh = meshes.build(recipe.mesh, devices)
+    meshes.check_rows(mesh, recipe.batch_size // recipe.accumulation)
+    optim.check(recipe.optimizer, recipe.steps)
+    cfg = step.StepConfig(
+        model=model, loss=recipe.loss, optimizer=recipe.optimizer, steps=recipe.steps,
+        accumulation=recipe.accumulation, dtype=recipe.dtype, augment=recipe.augment, seed=recipe.seed,
+        added_rows=_added_rows(recipe, model),
+    )  # fmt: skip
+    state, placed = step.place(cfg, shapes, words, trained, mesh)
+    return Setup(recipe, model, cfg, shapes, words, trained, mesh, state, placed)
+
+
+def _lora_trained(shapes: Params, plain: Tree) -> Tree:
+    """Marks low-rank changes and whatever is outside decoder and vision; their other weights stay as they are."""
+
+    def one(path: Any, node: Any, mark: bool) -> Any:
+        if isinstance(node, lora.LoRA):
+            return lora.LoRA(False, True, True, node.scale)
+        return mark and paths.name(path).split("/")[0] in ("expert", "gate")
+
+    return jax.tree_util.tree_map_with_path(one, shapes, plain, is_leaf=lambda n: isinstance(n, lora.LoRA))
+
+
+def _added_rows(recipe: TrainConfig, model: ModelConfig) -> tuple[int, int] | None:
+    """The rows of added tokens are those from the first setup token to the end of the base table."""
+    if not optim.EMBEDDING[recipe.embedding].added_rows_only:
+        return None
+    first = min(i for i in (model.tokens.state_start, model.tokens.action_output) if i is not None)
+    return first - 4, model.llm.vocab_size  # setup and control markers stand before the state tokens
+
+
+def initial_state(setup: Setup) -> step.State:
+    """Loads or initialises the weights, leaf by leaf onto their devices, and starts the optimizer."""
+    key = jax.random.key(setup.recipe.seed)
+    params = _weights(setup, key)
+    if setup.recipe.lora:
+        _, words = molmoact2.abstract(setup.model)
+        make = lambda p: lora.attach(p, words, setup.recipe.lora, key)  # noqa: E731
+        params = jax.jit(make, out_shardings=_full(setup), donate_argnums=0)(params)
+    begin = lambda p: step.start(setup.cfg, p, setup.trained)  # noqa: E731
+    return jax.jit(begin, out_shardings=setup.placed, donate_argnums=0)(params)
+
+
+def _full(setup: Setup) -> Tree:
+    """Returns the shardings of all weights."""
+    return partition.shardings(setup.shapes, setup.words, setup.mesh)
+
+
+def _weights(setup: Setup, key: jax.Array) -> Params:
+    shapes, words = molmoact2.abstract(setup.model)
+    placed = partition.shardings(shapes, words, setup.mesh)
+    where = dict(zip(paths.names(shapes), jax.tree.leaves(placed), strict=True))
+    replicated = NamedSharding(setup.mesh, jax.sharding.PartitionSpec())
+
+    def sharding(name: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        return where.get(name, replicated)
+
+    source = setup.recipe.model.init_from
+    if source is None:
+        params, notes = stages.enter(setup.model, {}, key, sharding)
+    elif runs.is_run(source):
+        _, params = runs.load(source)
+        params, notes = stages.enter(setup.model, jax.device_put(params, _known(params, where)), key, sharding)
+    else:
+        _, params = hf.load(source, _dtypes(setup), sharding)
+        params, notes = stages.enter(setup.model, params, key, sharding)
+    for note in notes:
+        _log.info("init_from: %s", note)
+    return params
+
+
+def _known(params: Params, where: dict[str, Any]) -> Tree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: where[paths.name(path)], params)
+
+
+def _dtypes(setup: Setup) -> Any:
+    """Returns what each leaf is loaded as: trained ones in float32, frozen ones in the compute dtype."""
+    marks = dict(zip(paths.names(setup.trained), jax.tree.leaves(setup.trained), strict=True))
+
+    def dtype(name: str) -> Any:
+        trained = marks.get(name, marks.get(f"{name}/base", True))
+        return jnp.dtype(jnp.float32 if trained else setup.cfg.dtype)
+
+    return dtype
+
+
+def restore(setup: Setup, checkpoints: orbax.Checkpoints) -> tuple[int, step.State, dict[str, Any]] | None:
+    """Reads the newest intact checkpoint onto this mesh: finished steps, state, position in the data."""
+    targets = partition.targets(setup.state, setup.placed)
+    found = checkpoints.restore(optim.join(targets.train, targets.frozen), targets.optimizer)
+    if found is None:
+        return None
+    number, saved = found
+    return number, step.State(*optim.split(saved.params, setup.trained), saved.optimizer), dict(saved.loader)
+
+
+def saved(state: step.State, position: dict[str, Any], meta: dict[str, Any]) -> orbax.Saved:
+    """Returns what a checkpoint of a state holds."""
+    return orbax.Saved(optim.join(state.train, state.frozen), state.optimizer, position, meta)
+
+
+def side_directory(recipe: TrainConfig) -> pathlib.Path:
+    """Returns where tokenizer, statistics and codec of a run come from.
+
+    Raises:
+      ValueError: the recipe names no directory that could have them.
+    """
+    for name in (recipe.model.side_files, recipe.model.init_from, recipe.model.sizes):
+        if name is not None and pathlib.Path(name).is_dir():
+            directory = pathlib.Path(name)
+            return directory / runs.SIDE if runs.is_run(directory) else directory
+    raise ValueError("model.side_files: none, expected a directory with tokenizer.json and norm_stats.json.")
