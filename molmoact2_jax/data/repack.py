@@ -82,12 +82,15 @@ def repack(
     shards = [range(i, min(i + plan.episodes_per_shard, source.num_episodes)) for i in _starts(source, plan)]
     damage: list[dict[str, Any]] = []
     done = 0
-    with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(max(workers, 1))
+    try:
         for episodes, found in pool.map(lambda item: _write_shard(source, root, plan, *item), enumerate(shards)):
             damage += found
             done += len(episodes)
             progress(done, source.num_episodes)
             _check_budget(root, damage, plan.budget * source.num_frames * len(source.cameras))
+    finally:
+        pool.shutdown(cancel_futures=True)
     arrays, texts = _tables(source, damage)
     store.save(root / "columns", source.digest, arrays, {"texts": texts})
     _write_json(root / MANIFEST, _manifest(source, plan, damage))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -116,5 +117,6 @@ def _path(directory: pathlib.Path, stamp: str) -> pathlib.Path:
 def _forget(directory: pathlib.Path, current: pathlib.Path) -> None:
     """Removes caches of earlier states of the files, a day after they were made: their readers are gone by then."""
     for old in directory.parent.glob(f"{directory.name}-*"):
-        if old != current and time.time() - old.stat().st_mtime > 86400:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if old != current and time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
