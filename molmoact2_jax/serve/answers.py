@@ -20,14 +20,14 @@ def action(host: observe.Host, one: Prepared, outcome: program.Outcome, index: i
     """
     tokens, codes, passes = _depth(host, outcome, index)
     if chosen.mode == "continuous":
-        trajectory, robot = outcome.trajectory[index], outcome.actions[index]
+        trajectory, robot = np.asarray(outcome.trajectory)[index], np.asarray(outcome.actions)[index]
     else:
         answer = _ended(outcome.answer, index, actions.ActionDecodeError, "action answer")
         tokens = np.concatenate([tokens, answer])
         trajectory, robot = _decoded(host, one, answer, strict=chosen.strict)
     steps = chosen.n_action_steps or one.tag.n_action_steps or host.horizon(one.tag)
     return Action(
-        actions=np.ascontiguousarray(robot[:steps, : one.tag.action.width]),
+        actions=np.ascontiguousarray(robot[:steps, : host.channels(one.tag)]),
         trajectory=trajectory,
         token_ids=tokens if tokens.size else None,
         depth_codes=codes,
@@ -37,41 +37,46 @@ def action(host: observe.Host, one: Prepared, outcome: program.Outcome, index: i
     )
 
 
-def text(host: observe.Host, answer: decode.Generated) -> str:
+def text(host: observe.Host, outcome: program.Outcome) -> str:
     """Returns the words of a free answer, without its end token."""
-    ids = answer.tokens[0, : answer.num_tokens[0]].tolist()
+    assert outcome.answer is not None
+    ids = outcome.answer.tokens[0, : outcome.answer.num_tokens[0]].tolist()
     return host.tokenizer.decode([i for i in ids if i != host.cfg.tokens.eos])
 
 
-def _ended(generated: decode.Generated, index: int, error: type[ValueError], what: str) -> np.ndarray:
+def _ended(generated: decode.Generated | None, index: int, error: type[ValueError], what: str) -> np.ndarray:
+    assert generated is not None
     if not generated.ended[index]:
         raise error(
             f"{what}: no end within {generated.tokens.shape[1]} tokens. The observation is far from the training data, "
             "or the checkpoint was not trained for this mode."
         )
-    return generated.tokens[index, : generated.num_tokens[index]].astype(np.int64)
+    return np.asarray(generated.tokens, np.int64)[index, : generated.num_tokens[index]]
 
 
 def _depth(host: observe.Host, outcome: program.Outcome, index: int) -> tuple[np.ndarray, np.ndarray | None, int]:
     """Returns the ids of the depth span, its codes, and how many passes they took."""
-    ids = host.cfg.tokens
+    free = np.zeros(0, np.int64)
+    if outcome.depth is not None:
+        free = _ended(outcome.depth, index, DepthDecodeError, "depth span")
     if outcome.codes is None and outcome.depth is None:
-        return np.zeros(0, np.int64), None, 0
-    behind = None if outcome.depth is None else _ended(outcome.depth, index, DepthDecodeError, "depth span")
-    if outcome.codes is None:  # free decoding
-        inside = behind[(behind >= ids.depth_first) & (behind < ids.depth_first + ids.num_depths)]
-        return behind, (inside - ids.depth_first).astype(np.int32), len(behind)
-    codes = outcome.codes.codes[index]
-    end = np.asarray([ids.depth_end]) if behind is None else behind
-    span = np.concatenate([[ids.depth_start], codes + ids.depth_first, end]).astype(np.int64)
-    return span, codes, int(outcome.codes.passes) + (0 if behind is None else len(behind))
+        return free, None, 0
+    ids = host.cfg.tokens.depth
+    if outcome.codes is None:
+        inside = free[(free >= ids.first) & (free < ids.first + ids.num_codes)]
+        return free, (inside - ids.first).astype(np.int32), len(free)
+    codes = np.asarray(outcome.codes.codes)[index]
+    end = free if free.size else [ids.end]
+    span = np.concatenate([[ids.start], codes + ids.first, end]).astype(np.int64)
+    return span, codes, int(outcome.codes.passes) + len(free)
 
 
 def _decoded(host: observe.Host, one: Prepared, answer: np.ndarray, *, strict: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns the chunk that the answer encodes: normalised and padded to the model's width, and in robot units."""
-    horizon, channels = host.horizon(one.tag), one.tag.action.width
+    assert host.codec is not None  # `Options` refuses the mode without one
+    horizon, channels = host.horizon(one.tag), host.channels(one.tag)
     bins = actions.bins_from_ids(answer, host.cfg.tokens, strict=strict)
-    chunk = host.codec.decode([bins], horizon, channels, strict=strict)[0].astype(np.float32)
+    chunk = host.codec.decode([bins.tolist()], horizon, channels, strict=strict)[0].astype(np.float32)
     padded = np.pad(chunk, ((0, 0), (0, host.cfg.action_dim - channels)))
-    undo = normalize.inverse(one.tag, host.stats.mode, host.cfg.action_dim)
+    undo = normalize.inverse(one.tag, host.robots.mode, host.cfg.action_dim)
     return padded, normalize.unnormalize(padded, undo)

@@ -51,11 +51,21 @@ class Host:
             codec=actions.ActionCodec.load(codec) if codec.is_dir() else None,
         )
 
+    @property
+    def robots(self) -> norm_stats.NormStats:
+        """Statistics of all robots.
+
+        Raises:
+          ValueError: the checkpoint has none.
+        """
+        if self.stats is None:
+            file = self.cfg.norm_stats_filename
+            raise ValueError(f"norm_tag: the checkpoint has no {file}, expected beside config.json. Copy it there.")
+        return self.stats
+
     def tag(self, name: str) -> norm_stats.Tag:
         """Looks up a robot, and refuses one that the model is too narrow or too short for."""
-        if self.stats is None:
-            raise ValueError(f"norm_tag: {name!r}, but the checkpoint has no {self.cfg.norm_stats_filename}.")
-        tag = self.stats.tag(name)
+        tag = self.robots.tag(name)
         if tag.action is None:
             raise ValueError(f"norm_tag: {name!r} has no action_stats, expected the width and scale of its actions.")
         if tag.action.width > self.cfg.action_dim:
@@ -70,13 +80,18 @@ class Host:
         """Returns the steps of a chunk of this robot."""
         return tag.horizon or self.cfg.max_horizon
 
+    def channels(self, tag: norm_stats.Tag) -> int:
+        """Returns the action channels of this robot."""
+        assert tag.action is not None  # `tag` refuses such a robot
+        return tag.action.width
+
     def row(self, observation: Observation, style: str, pictures: Sequence[np.ndarray]) -> Row:
         """Writes the prompt of an observation whose pictures are already `coerce`d."""
         cfg, tag = self.cfg, self.tag(observation.norm_tag)
         bins = None
         if tag.state is not None:
             state = check_state(observation.state, tag.state)
-            model = normalize.normalize(normalize.to_model_joints(state, tag), tag.state, self.stats.mode)
+            model = normalize.normalize(normalize.to_model_joints(state, tag), tag.state, self.robots.mode)
             bins = normalize.state_bins(model, cfg.tokens.num_states)
         question = prompt.robot_question(
             prompt.normalize_task(observation.task), tag.setup, tag.control, bins, style,
@@ -100,7 +115,9 @@ class Host:
             raise ValueError(f"video: {np.shape(frames)} at {fps} fps, expected frames [T, H, W, 3] and their rate.")
         shown = clips.indices(len(frames), fps, self.processor)
         crops = clips.crops_of(np.stack([images.coerce(frames[i], f"video[{i}]") for i in shown]), self.processor)
-        visual = prompt.video_tokens(self.tokenizer, self.cfg.tokens, shown / fps, crops.grid[:2], self.processor)
+        visual = prompt.video_tokens(
+            self.tokenizer, self.cfg.tokens, (shown / fps).tolist(), crops.grid[:2], self.processor
+        )
         text = prompt.chat(messages, visuals=prompt.VIDEO)
         tokens = prompt.encode_prompt(self.tokenizer, self.cfg.tokens, text, [visual])
         return Row(tokens, crops.pixels, crops.pooling)
@@ -154,7 +171,9 @@ def check_state(state: np.ndarray | None, stats: norm_stats.TagStats) -> np.ndar
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
-        raise ValueError(f"state: not finite in channels {[stats.name(i) for i in bad]}. Check the robot's sensors.")
+        raise ValueError(
+            f"state: not finite in channels {[stats.name(i) for i in bad.tolist()]}. Check the robot's sensors."
+        )
     return values.astype(np.float32)
 
 

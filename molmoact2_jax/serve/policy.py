@@ -19,6 +19,7 @@ from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.data import depth as depth_masks
 from molmoact2_jax.data import images as image_lib
 from molmoact2_jax.data import normalize
+from molmoact2_jax.models import decode
 from molmoact2_jax.nn.params import Params
 from molmoact2_jax.serve import answers, cache_dir, observe, program
 from molmoact2_jax.serve.records import Action, DepthCache, Options, Prepared
@@ -51,10 +52,10 @@ class Policy:
 
     @classmethod
     def from_pretrained(cls, directory: str | pathlib.Path, dtype: Any = "bfloat16", **options: Any) -> Policy:
-        """Loads a directory in the released format.
+        """Loads a checkpoint.
 
         Args:
-          directory: configuration, tensors, tokenizer, statistics.
+          directory: configuration, tensors, tokenizer, statistics in the released format; or a run of ours.
           dtype: of the parameters and the computation, "bfloat16" or "float32".
           **options: see `Policy`.
 
@@ -62,8 +63,14 @@ class Policy:
           FileNotFoundError, ValueError: see `hf.load`; nothing is half-loaded.
         """
         cache_dir.enable()
+        directory = pathlib.Path(directory)
+        if (directory / "model.json").is_file():
+            from molmoact2_jax.checkpoint import runs  # needs the train extra
+
+            cfg, params = runs.load(directory, jnp.dtype(dtype))
+            return cls(observe.Host.load(directory / runs.SIDE, cfg), params, **options)
         cfg, params = hf.load(directory, jnp.dtype(dtype))
-        return cls(observe.Host.load(pathlib.Path(directory), cfg), params, **options)
+        return cls(observe.Host.load(directory, cfg), params, **options)
 
     @property
     def params(self) -> Params:
@@ -118,9 +125,10 @@ class Policy:
         Robots of different horizon or number of cameras run as separate batches. Other arguments: `predict_action`.
         """
         chosen = Options.of(options, self.host)
-        caches, noises = (list(a) if a is not None else [None] * len(observations) for a in (depth_caches, noise))
+        caches = [None] * len(observations) if depth_caches is None else depth_caches
+        noises = [None] * len(observations) if noise is None else noise
         begin = time.perf_counter()
-        prepared = [self._prepare(*each, chosen) for each in zip(observations, caches, noises, strict=True)]
+        prepared = [self._prepare(o, c, n, chosen) for o, c, n in zip(observations, caches, noises, strict=True)]
         before = 1e3 * (time.perf_counter() - begin)
         groups: dict[tuple, list[int]] = {}
         for i, one in enumerate(prepared):
@@ -154,7 +162,7 @@ class Policy:
         row = self.host.question(messages, images, video)
         inputs = observe.pad([row], self.cfg.tokens.pad, observe.bucket(len(row.tokens)))
         outcome = self._runner.call(program.Spec("text", "off", max_tokens=max_tokens), program.Call(inputs), 0)
-        return answers.text(self.host, outcome.answer)
+        return answers.text(self.host, outcome)
 
     def warm(
         self,
@@ -206,19 +214,17 @@ class Policy:
         spec, call, num_steps = self._arguments(group, chosen, length)
         outcome = self._runner.call(spec, call, num_steps)
         if outcome.codes is not None and not outcome.codes.ended.all():
-            outcome = self._close(spec, call, num_steps, outcome)
+            outcome = self._close(spec, call, num_steps, outcome.codes)
         end = time.perf_counter()
         results = [answers.action(self.host, one, outcome, i, chosen) for i, one in enumerate(group)]
         timing = dict(preprocess=before, model=1e3 * (end - begin), post=1e3 * (time.perf_counter() - end))
         return [dataclasses.replace(result, timing=dict(timing)) for result in results]
 
-    def _close(
-        self, spec: program.Spec, call: program.Call, num_steps: int, outcome: program.Outcome
-    ) -> program.Outcome:
+    def _close(self, spec: program.Spec, call: program.Call, num_steps: int, found: decode.Depth) -> program.Outcome:
         """Lets the model decode on behind its codes where it does not end the span at once, as released."""
         closing = dataclasses.replace(spec, depth="close", max_depth_tokens=max(8, self.cfg.max_horizon))
-        rest = self._runner.call(closing, call._replace(draft=outcome.codes.codes), num_steps)
-        return rest._replace(codes=outcome.codes)
+        rest = self._runner.call(closing, call._replace(draft=found.codes), num_steps)
+        return rest._replace(codes=found)
 
     def _arguments(self, group: list[Prepared], chosen: Options, length: int) -> tuple[program.Spec, program.Call, int]:
         cfg, tags = self.cfg, [one.tag for one in group]
@@ -240,9 +246,10 @@ class Policy:
         return spec, call, chosen.num_steps or cfg.flow.num_steps
 
     def _robots(self, tags: list) -> program.Robot:
-        undo = [normalize.inverse(tag, self.host.stats.mode, self.cfg.action_dim) for tag in tags]
+        undo = [normalize.inverse(tag, self.host.robots.mode, self.cfg.action_dim) for tag in tags]
         stacked = normalize.Inverse(*(np.stack(arrays) for arrays in zip(*undo)))
-        return program.Robot(stacked, np.arange(self.cfg.action_dim) < np.array([[t.action.width] for t in tags]))
+        widths = np.array([[self.host.channels(tag)] for tag in tags])
+        return program.Robot(stacked, np.arange(self.cfg.action_dim) < widths)
 
 
 def _noise(noise: np.ndarray | None, shape: tuple[int, int], seed: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.data import normalize
 from molmoact2_jax.models import decode, expert, molmoact2
 from molmoact2_jax.models.molmoact2 import Inputs
+from molmoact2_jax.nn.ops import Array
 from molmoact2_jax.nn.params import Params
 
 
@@ -19,7 +20,7 @@ class Robot(NamedTuple):
     """Per row: how to undo the normalisation, and which channels bool[B, C] the robot has (the others stay 0)."""
 
     undo: normalize.Inverse
-    channels: jax.Array
+    channels: Array
 
 
 class Call(NamedTuple):
@@ -27,9 +28,9 @@ class Call(NamedTuple):
 
     inputs: Inputs
     robot: Robot | None = None
-    noise: jax.Array | None = None
-    draft: jax.Array | None = None
-    changed: jax.Array | None = None
+    noise: Array | None = None
+    draft: Array | None = None
+    changed: Array | None = None
 
 
 class Outcome(NamedTuple):
@@ -84,51 +85,40 @@ def run(cfg: ModelConfig, spec: Spec, params: Params, shifts: expert.Modulation 
         prefix = molmoact2.reserve(prefix, spec.max_tokens)
         _, answer = decode.greedy(cfg, params, prefix, start, stop=cfg.tokens.eos, limit=spec.max_tokens)
         return Outcome(depth=depth, codes=codes, answer=answer)
-    ctx = molmoact2.context(cfg, params, prefix)
-    trajectory = molmoact2.act(cfg, params, shifts, ctx, call.noise, call.robot.channels)
+    trajectory, actions = _act(cfg, params, shifts, prefix, call)
+    return Outcome(trajectory, actions, depth, codes)
+
+
+def _act(
+    cfg: ModelConfig, params: Params, shifts: expert.Modulation | None, prefix: molmoact2.Prefix, call: Call
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the normalised trajectory and the actions in robot units, f32[B, A, C]."""
+    assert shifts is not None
+    assert call.robot is not None
+    noise, channels = jnp.asarray(call.noise), jnp.asarray(call.robot.channels)
+    trajectory = molmoact2.act(cfg, params, shifts, molmoact2.context(cfg, params, prefix), noise, channels)
     actions = jax.vmap(normalize.unnormalize)(trajectory, call.robot.undo)
-    return Outcome(trajectory, jnp.where(call.robot.channels[:, None], actions, 0), depth, codes)
+    return trajectory, jnp.where(channels[:, None], actions, 0)
 
 
 def _prefix(cfg: ModelConfig, spec: Spec, params: Params, call: Call, answers: bool) -> tuple:
-    """Returns the prefix that actions follow, the free depth tokens and the adaptive codes (None where there are none)."""
+    """Returns the prefix that actions follow, free depth tokens, and adaptive codes (None where there are none)."""
     if spec.depth == "off":
         return molmoact2.prefill(cfg, params, call.inputs, read=int(answers))[0], None, None
     if spec.depth == "adaptive":
-        prefix, codes = decode.depth_codes(cfg, params, call.inputs, call.draft, call.changed, spec.widths)
+        draft, changed = jnp.asarray(call.draft), jnp.asarray(call.changed)
+        prefix, codes = decode.depth_codes(cfg, params, call.inputs, draft, changed, spec.widths)
         return prefix, None, codes
     inputs = call.inputs if spec.depth == "full" else _behind_codes(cfg, call)
     prefix, _ = molmoact2.prefill(cfg, params, inputs, room=spec.max_depth_tokens, read=1)
-    start, stop = inputs.tokens.shape[1], cfg.tokens.depth_end
+    start, stop = inputs.tokens.shape[1], cfg.tokens.depth.end
     prefix, depth = decode.greedy(cfg, params, prefix, start, stop=stop, limit=spec.max_depth_tokens)
     return prefix, depth, None
 
 
 def _behind_codes(cfg: ModelConfig, call: Call) -> Inputs:
-    span = decode.span_tokens(cfg, call.draft)[:, :-1]
+    span = decode.span_tokens(cfg, jnp.asarray(call.draft))[:, :-1]
     return call.inputs._replace(
         tokens=jnp.concatenate([call.inputs.tokens, span], axis=1),
         valid=jnp.concatenate([call.inputs.valid, jnp.ones(span.shape, bool)], axis=1),
     )
-
-
-def abstract_call(cfg: ModelConfig, spec: Spec, batch: int, tokens: int, crops: int, pooling: tuple[int, int]) -> Call:
-    """Returns the shapes of a call, from which a program can be compiled before any data is there."""
-
-    def s(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch, *shape), dtype)
-
-    side = cfg.vit.image_size
-    i32, f32 = jnp.int32, jnp.float32
-    inputs = Inputs(s(i32, tokens), s(bool, tokens), s(jnp.uint8, crops, side, side, 3), s(i32, *pooling))
-    if spec.mode == "text":
-        return Call(inputs)
-    c, cells = cfg.action_dim, cfg.num_depth_codes
-    robot = noise = draft = changed = None
-    if spec.mode == "continuous":
-        undo = normalize.Inverse(s(f32), s(f32), s(f32, c), s(f32, c), s(bool, c), s(f32, c), s(f32, c))
-        robot = Robot(undo, s(bool, c))
-        noise = s(f32, spec.horizon, c)
-    if spec.depth in ("adaptive", "close"):
-        draft, changed = s(i32, cells), s(bool, cells)
-    return Call(inputs, robot, noise, draft, changed)

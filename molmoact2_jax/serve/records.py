@@ -100,11 +100,11 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """One observation, checked: its row, first picture, robot, noise f32[A, C], draft i32[C] and cells to predict bool[C]."""
+    """One observation, checked: row, first picture, robot, noise f32[A, C], draft i32[C], cells to predict bool[C]."""
 
     row: observe.Row
     first: np.ndarray
     tag: norm_stats.Tag
-    noise: np.ndarray | None
+    noise: np.ndarray
     draft: np.ndarray
     changed: np.ndarray

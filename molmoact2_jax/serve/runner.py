@@ -1,4 +1,4 @@
-"""Compiled programs of one set of parameters: made once per shape of call, counted, never compiled behind one's back."""
+"""Compiled programs of one set of parameters: made once per shape of call, counted, none behind one's back."""
 
 from __future__ import annotations
 
