@@ -184,7 +184,7 @@ class Loader:
         for row in planned.rows:
             report.examples += len(row.examples)
             for name, used, limit in zip(pack.LIMITS, pack.sizes_of(row.examples).sum(axis=0), limits.sizes()):
-                report.filled[name] += used / limit if limit else 0.0
+                report.filled[name] += float(used / limit) if limit else 0.0
         for error in (*planned.tally.damage, *(error for m in made for error in m.damage)):
             self._quarantine(error)
 

@@ -294,3 +294,24 @@ def test_an_error_of_a_call_reaches_the_caller_with_and_without_processes():
         with pytest.raises(AttributeError):
             squad.submit("no_such_method").result()
         squad.close()
+
+
+def resident(pid):
+    """Bytes that a process and its children hold."""
+    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident, children(pid)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="reads /proc")
+def test_memory_stays_flat_over_ten_thousand_batches():
+    ours = toys.loader(workers=1)
+    try:
+        held = []
+        for _ in range(10):
+            for _ in range(1000):
+                next(ours)
+            held.append(resident(os.getpid()))
+        assert max(held[2:]) < held[1] + 8e6, held
+    finally:
+        ours.close()
