@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from molmoact2_jax.data import augment as reference
 from molmoact2_jax.train import augment
 
 SIZE = 46
@@ -77,6 +78,37 @@ def test_colours_are_applied_in_the_drawn_order():
             image = REFERENCES[name](image, float(base.factors[i]))
         ours = augment.apply(jnp.asarray(picture()), base._replace(order=jnp.array(order)), "photometric")
         assert_same(ours, image, share=0.97)  # a difference in one operation moves through the next
+
+
+@pytest.mark.parametrize("mode", reference.MODES)
+def test_one_draw_does_the_same_on_the_device_and_on_the_host(mode):
+    run = jax.jit(lambda image, drawn: augment.apply(image, drawn, mode))
+    for seed in range(6):
+        drawn = augment.draw(jax.random.key(seed))
+        host = reference.apply(picture(seed), reference.Draw(*(np.asarray(x) for x in drawn)), mode)
+        assert_same(run(jnp.asarray(picture(seed)), drawn), host, share=0.97)
+
+
+def test_statistics_of_augmented_pictures_are_distributed_as_on_the_host():
+    many, image = 600, picture()
+    rng = np.random.default_rng(0)
+    host = np.stack([reference.augment(image, rng) for _ in range(many)])
+    crops = jnp.broadcast_to(jnp.asarray(image), (many, 1, *image.shape))
+    device = jax.jit(lambda x: augment.augment(x, jnp.arange(many), jax.random.key(5), "full"))(crops)[:, 0]
+    statistics = {
+        "mean": lambda x: x.mean(axis=(1, 2, 3)),
+        "contrast": lambda x: x.std(axis=(1, 2, 3)),
+        "saturation": lambda x: (x.max(axis=-1) - x.min(axis=-1)).mean(axis=(1, 2)),
+        "sharpness": lambda x: np.abs(np.diff(x.astype(int), axis=1)).mean(axis=(1, 2, 3)),
+        "black corner": lambda x: (x[:, :4, :4] == 0).mean(axis=(1, 2, 3)),
+        "warmth": lambda x: x[..., 0].mean(axis=(1, 2)) - x[..., 2].mean(axis=(1, 2)),
+    }
+    for name, of in statistics.items():
+        ours, theirs = np.sort(of(np.asarray(device))), np.sort(of(host))
+        both = np.concatenate([ours, theirs])
+        shares = [np.searchsorted(x, both, side="right") / many for x in (ours, theirs)]
+        gap = np.abs(shares[0] - shares[1]).max()  # two-sample Kolmogorov-Smirnov
+        assert gap < 1.95 * np.sqrt(2 / many), (name, gap)
 
 
 @pytest.fixture(scope="module")
