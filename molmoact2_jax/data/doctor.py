@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -238,7 +239,7 @@ class _Ledger:
             )
 
 
-def quarantine_new(path: str, report: Report) -> int:
+def quarantine_new(path: str | os.PathLike[str], report: Report) -> int:
     """Appends what a report would quarantine to a file, leaving out what it names already. Returns the lines added."""
     known = {(entry.dataset, entry.episode, entry.frame) for entry in quarantine.read(path)}
     fresh = [entry for entry in report.entries if (entry.dataset, entry.episode, entry.frame) not in known]
@@ -252,10 +253,9 @@ def unusable(name: str, reason: str) -> Report:
     return Report(name, "", 0, 0, 0, 0, found, (), 1.0, reason)
 
 
-def summary(report: Report) -> dict[str, tuple[str, int]]:
-    """Returns {check: (severity, how many)} of a report, worst first."""
-    kinds: dict[str, tuple[str, int]] = {}
+def grouped(report: Report) -> dict[tuple[str, str], list[Finding]]:
+    """Returns the findings by (severity, check), worst first."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in report.found:
-        severity, number = kinds.get(finding.check, (finding.severity, 0))
-        kinds[finding.check] = severity, number + 1
-    return kinds
+        groups.setdefault((finding.severity, finding.check), []).append(finding)
+    return groups

@@ -88,14 +88,15 @@ def histograms(numbers: stats.Numbers, tag: norm_stats.Tag, path: pathlib.Path) 
 
     panels = [(kind, c) for kind in ("action", "state") for c in range(getattr(numbers, kind).shape[1])]
     rows = -(-len(panels) // _COLUMNS)
-    drawing = figure.Figure(figsize=(3.2 * _COLUMNS, 1.9 * rows), layout="constrained")
+    drawing = figure.Figure(figsize=(3.2 * _COLUMNS, 1.9 * rows))
+    drawing.subplots_adjust(left=0.02, right=0.98, bottom=0.25 / (1.9 * rows), top=1 - 0.25 / (1.9 * rows), hspace=0.45)
     axes = np.atleast_1d(drawing.subplots(rows, _COLUMNS)).ravel()
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, (kind, channel) in zip(axes, panels):
         column = getattr(numbers, kind)[:, channel].astype(np.float64)
         column = column[np.isfinite(column)]
-        axis.hist(column, bins=BINS, color="tab:blue" if kind == "action" else "tab:gray")
+        axis.stairs(*np.histogram(column, BINS), fill=True, color="tab:blue" if kind == "action" else "tab:gray")
         axis.set_title(f"{kind} {channel}  {getattr(numbers, f'{kind}_names')[channel]}", fontsize=8)
         axis.tick_params(labelsize=6)
         axis.set_yticks([])

@@ -1,0 +1,74 @@
+"""Arguments that name a robot dataset, and how the data commands open it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from molmoact2_jax import config
+from molmoact2_jax.cli import meter
+from molmoact2_jax.data import catalog, oxe, table
+from molmoact2_jax.data.source import EpisodeSource
+
+OWN = oxe.Tag("own", 0, "", "")  # a LeRobot dataset whose columns have their usual names
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the dataset and how to read it."""
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="directory of an RLDS, LeRobot or repacked dataset; PATH@0-9,12 takes some episodes",
+        **many,
+    )
+    parser.add_argument(
+        "--as",
+        dest="meaning",
+        metavar="NAME|FILE",
+        help=f"what its columns mean: RLDS {', '.join(oxe.ROWS)}; LeRobot {', '.join(oxe.TAGS)}; or a JSON file with "
+        "the fields of oxe.Row or oxe.Tag (default: one's own dataset with the usual names)",
+    )
+    parser.add_argument(
+        "--quarantine", type=pathlib.Path, metavar="FILE", help="samples that nobody draws (JSON lines)"
+    )
+    parser.add_argument("--cache", type=pathlib.Path, metavar="DIR", help="for indices (default: beside the data)")
+
+
+def open_source(args: argparse.Namespace, spec: str) -> EpisodeSource:
+    """Opens one dataset, showing the progress of its first indexing.
+
+    Raises:
+      ValueError: it cannot be opened, or its meaning is unknown.
+    """
+    options = table.Options(quarantine=args.quarantine, cache=args.cache)
+    with meter.Meter(f"indexing {spec}", "parts") as progress:
+        return catalog.open_source(spec, meaning(args.meaning, spec), options, progress=progress)
+
+
+def meaning(name: str | None, spec: str) -> oxe.Row | oxe.Tag | str | None:
+    """Returns the row or tag that reads a dataset: by name, from a JSON file, or the usual one of its format."""
+    if name is None:
+        path, _ = catalog.parse(spec)
+        return OWN if (pathlib.Path(path) / "meta" / "info.json").exists() else oxe.TEMPLATE
+    if not name.endswith(".json"):
+        return name
+    values = json.loads(pathlib.Path(name).read_text("utf-8"))
+    return _row(values, name) if "fps" in values else _tag(values, name)
+
+
+def _tag(values: Mapping[str, Any], where: str) -> oxe.Tag:
+    return config.build(oxe.Tag, values, where)
+
+
+def _row(values: Mapping[str, Any], where: str) -> oxe.Row:
+    parts = {"cameras": oxe.Camera, "state": oxe.Field, "action": oxe.Field}
+    built = {
+        key: tuple(config.build(kind, item, f"{where}.{key}[{i}]") for i, item in enumerate(values.get(key, ())))
+        for key, kind in parts.items()
+    }
+    return dataclasses.replace(config.build(oxe.Row, {**values, **dict.fromkeys(parts, ())}, where), **built)
