@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from molmoact2_jax.checkpoint import config_json, rules
+from molmoact2_jax.checkpoint import config_json, config_write, rules
 from molmoact2_jax.checkpoint.safetensors_io import Reader
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import molmoact2
@@ -135,7 +135,7 @@ def export(cfg: ModelConfig, params: Params, directory: Path, side_files: Path |
         shutil.copyfile(source, directory / "config.json")
     else:
         (directory / "config.json").write_text(
-            json.dumps(config_json.to_released(cfg), indent=2, sort_keys=True) + "\n"
+            json.dumps(config_write.to_released(cfg), indent=2, sort_keys=True) + "\n"
         )
 
 
@@ -186,6 +186,7 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 
 
 def copy_side_files(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies tokenizer, statistics, processor and codec; not the tensors, nor what describes them."""
     for path in sorted(source.iterdir()):
         if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
             continue

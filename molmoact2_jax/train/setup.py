@@ -158,16 +158,27 @@ def _dtypes(setup: Setup) -> Any:
 def restore(setup: Setup, checkpoints: orbax.Checkpoints) -> tuple[int, step.State, dict[str, Any]] | None:
     """Reads the newest intact checkpoint onto this mesh: finished steps, state, position in the data."""
     targets = partition.targets(setup.state, setup.placed)
-    found = checkpoints.restore(optim.join(targets.train, targets.frozen), targets.optimizer)
+    wanted = saved(targets, {}, {})
+    found = checkpoints.restore(wanted.params, wanted.optimizer)
     if found is None:
         return None
-    number, saved = found
-    return number, step.State(*optim.split(saved.params, setup.trained), saved.optimizer), dict(saved.loader)
+    number, read = found
+    train, frozen = optim.split(read.params, setup.trained)
+    optimizer = read.optimizer
+    if optimizer.ema is not None:
+        train, optimizer = optimizer.ema, optimizer._replace(ema=train)
+    return number, step.State(train, frozen, optimizer), dict(read.loader)
 
 
 def saved(state: step.State, position: dict[str, Any], meta: dict[str, Any]) -> orbax.Saved:
-    """Returns what a checkpoint of a state holds."""
-    return orbax.Saved(optim.join(state.train, state.frozen), state.optimizer, position, meta)
+    """Returns what a checkpoint of a state holds: as parameters those to use, averaged where an average is kept.
+
+    The masters then stand in the place of the average among the optimizer's arrays.
+    """
+    train, optimizer = state.train, state.optimizer
+    if optimizer.ema is not None:
+        train, optimizer = optimizer.ema, optimizer._replace(ema=train)
+    return orbax.Saved(optim.join(train, state.frozen), optimizer, position, meta)
 
 
 def side_directory(recipe: TrainConfig) -> pathlib.Path:
