@@ -59,23 +59,29 @@ class Report:
     """What has happened since the loader was made; sums over this process's planning and decoding.
 
     Attributes:
-      rows: planned rows of the global stream; `examples`: examples in them.
+      rows: planned rows of the global stream; `examples`: examples in them; `decoded`: those of this process.
       filled: tokens, crops and chunks in them as parts of the limits, summed over rows.
       bounds: rows by the limit that closed them.
       skipped: sound examples that were left out, by reason.
       noted: examples used although something is remarkable about them.
       quarantined: damaged samples, {(dataset, episode, frame): reason}.
-      damaged: how often one was met.
+      damaged: how often one was met while "planning" or "decoding".
     """
 
     rows: int = 0
     examples: int = 0
+    decoded: int = 0
     filled: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(pack.LIMITS, 0.0))
     bounds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     noted: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     quarantined: dict[tuple[str, int, int | None], str] = dataclasses.field(default_factory=dict)
-    damaged: int = 0
+    damaged: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def damage(self) -> float:
+        """Returns the share of damaged examples; every process plans all of them but decodes only its own."""
+        planning = self.damaged["planning"] / max(1, self.examples)
+        return planning + self.damaged["decoding"] / max(1, self.decoded)
 
     def fill(self) -> dict[str, float]:
         """Returns the mean part of each limit that rows use."""
@@ -185,19 +191,22 @@ class Loader:
             report.examples += len(row.examples)
             for name, used, limit in zip(pack.LIMITS, pack.sizes_of(row.examples).sum(axis=0), limits.sizes()):
                 report.filled[name] += float(used / limit) if limit else 0.0
-        for error in (*planned.tally.damage, *(error for m in made for error in m.damage)):
-            self._quarantine(error)
+        report.decoded += sum(len(m.items) for m in made)
+        for error in planned.tally.damage:
+            self._quarantine(error, "planning")
+        for error in (error for m in made for error in m.damage):
+            self._quarantine(error, "decoding")
 
-    def _quarantine(self, error: SampleError) -> None:
-        report = self.report
-        report.damaged += 1
+    def _quarantine(self, error: SampleError, when: str) -> None:
+        report, options = self.report, self._options
+        report.damaged[when] += 1
         sample = error.dataset, error.episode, error.frame
         if sample not in report.quarantined:
             report.quarantined[sample] = error.reason
             logger.warning("quarantined: %s", error)
-        tolerated = max(self._options.grace, self._options.max_damage * report.examples)
-        if report.damaged > tolerated:
+        if report.damaged.total() > options.grace and report.damage() > options.max_damage:
             raise DamageError(
-                f"loader: {report.damaged} damaged samples met while planning {report.examples} examples, tolerated "
-                f"are {tolerated:.0f}; the last: {error}. Run `molmoact2 data check` and repair or quarantine them."
+                f"loader: {report.damaged.total()} damaged samples, {report.damage():.2%} of those met, tolerated are "
+                f"{options.grace} and {options.max_damage:.2%}; the last: {error}. Run `molmoact2 data check`, then "
+                "repair or quarantine them."
             )

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 
+import checkpoints
 import loader_process
 import numpy as np
 import pytest
 import toys
 
 from molmoact2_jax import batch
-from molmoact2_jax.data import crew, loader, pack, plan, rows
-from molmoact2_jax.data.stream import Stream
+from molmoact2_jax.data import crew, loader, memory, pack, plan, robot, rows
+from molmoact2_jax.data.robot_options import Options as RobotOptions
+from molmoact2_jax.data.robot_options import Robot
+from molmoact2_jax.data.stream import RowShape, Stream
 
 HERE = pathlib.Path(__file__).parent
 
@@ -155,10 +158,44 @@ def test_damage_is_counted_named_and_replaced_from_the_same_dataset(caplog):
     report = ours.report
     names = {(dataset, episode) for dataset, episode, _ in report.quarantined}
     assert names == {("arm", i) for i in (3, 22, 41, 5, 28, 51)} | {("words", i) for i in (3, 22, 41)}
-    assert report.damaged > len(report.quarantined)
+    assert report.damaged.total() > len(report.quarantined) and all(report.damaged[w] for w in ("planning", "decoding"))
     assert caplog.text.count("quarantined") == len(report.quarantined)  # each is logged once
     assert report.skipped == {"asked to": report.skipped["asked to"]} and report.skipped["asked to"] > 0
     assert sum(n * count for n, count in held.items()) > 0.98 * report.examples
+
+
+def test_a_process_that_decodes_a_part_is_as_strict_as_one_that_decodes_all():
+    shares = []
+    for processes in (1, 4):
+        ours = toys.loader(processes=processes)
+        batches(ours, 120)
+        shares.append(ours.report.damage())
+    assert shares[1] == pytest.approx(shares[0], rel=0.35)
+
+
+def test_real_datasets_load_alike_in_a_worker(golden):
+    archive = checkpoints.load(golden / "tiny")
+    tag = archive.stats.tag("libero")
+    rng = np.random.default_rng(0)
+    values = [rng.uniform(of.q01, of.q99, (12, of.width)) for of in (tag.state, tag.action)]
+    views = {name: rng.integers(0, 256, (12, 20, 30, 3), dtype=np.uint8) for name in tag.cameras}
+    source = memory.MemorySource("arm", [memory.Episode(*values, views, "lift the lid")])
+    arm = robot.RobotDataset(
+        source, Robot("libero", tag, archive.stats.mode, archive.codec), archive.encoding, RobotOptions(augment="full")
+    )
+    grid, ids = 5, archive.encoding.ids
+    shape = RowShape(pack.Limits(700, 8, 5), 70, grid**2, 8 * 9, 4, 30, 32, ids.pad)
+    results = []
+    for workers in (0, 1):
+        ours = loader.Loader({"robot": Stream([arm], np.ones(1), shape, buffer=6)}, loader.Options(2, workers=workers))
+        results.append(batches(ours, 3))
+        ours.close()
+    for a, b in zip(*results):
+        assert loader_process.digests(a) == loader_process.digests(b)
+        for row in range(2):
+            patches = (a.tokens[row] == ids.image_patch).sum()
+            assert patches == (a.pooling[row] >= 0).any(axis=1).sum() > 0  # an image token has its window
+            assert (a.pooling[row, patches:] == -1).all()
 
 
 def test_a_replacement_never_breaks_a_limit():
@@ -176,7 +213,7 @@ def test_a_replacement_never_breaks_a_limit():
 
 def test_too_much_damage_stops_with_an_error_that_names_the_last():
     ours = toys.loader(max_damage=0.001, grace=3)
-    with pytest.raises(loader.DamageError, match=r"4 damaged .* tolerated are 3; the last: (arm|words), episode"):
+    with pytest.raises(loader.DamageError, match=r"4 damaged .* are 3 and 0.10%; the last: (arm|words), episode"):
         batches(ours, 200)
 
 
