@@ -61,7 +61,8 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
     opened, held = [], []
     for entry in data.robots:
         meaning = _meaning(entry, sides.stats.tag(entry.tag))
-        whole = catalog.open_source(entry.path, meaning, depth=entry.depth)
+        options = table.Options(quarantine=entry.quarantine)
+        whole = catalog.open_source(entry.path, meaning, options, depth=entry.depth)
         if not data.held_out:
             opened.append((entry, whole))
             continue
@@ -73,7 +74,9 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
             if not chosen:
                 raise ValueError(f"data.held_out: {data.held_out} of {len(ids)} episodes leaves a part empty.")
         sources = (
-            catalog.open_source(whole_path, meaning, table.Options(episodes=tuple(chosen)), depth=entry.depth)
+            catalog.open_source(
+                whole_path, meaning, dataclasses.replace(options, episodes=tuple(chosen)), depth=entry.depth
+            )
             for chosen in (kept, apart)
         )
         opened.append((entry, next(sources)))

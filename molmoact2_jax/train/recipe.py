@@ -43,6 +43,7 @@ class RobotSet:
       meaning: name of the row or tag that explains its columns; None takes `tag`.
       rate, size_factor: its share among the datasets of its tag (`mixture.Share`).
       depth: depth companions by camera.
+      quarantine: file of samples that are never drawn (`data check` and `data filter` write it).
     """
 
     path: str
@@ -51,6 +52,7 @@ class RobotSet:
     rate: float = 1.0
     size_factor: float | None = None
     depth: Mapping[str, str] | None = None
+    quarantine: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
