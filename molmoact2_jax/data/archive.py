@@ -52,9 +52,9 @@ def _reader(path: str) -> Any:
 class Archive:
     """Random access to the records of many files. Threads may share it; it pickles empty."""
 
-    def __init__(self, keep_bytes: int = 0):
-        """Makes an archive that keeps the last records up to `keep_bytes`."""
-        self.keep_bytes = keep_bytes
+    def __init__(self, keep_bytes: int = 64 << 20):
+        """Makes an archive that keeps the last records up to `keep_bytes`, and at least one."""
+        self.keep_bytes, self._kept_bytes = keep_bytes, 0
         self._readers: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self._kept: collections.OrderedDict[tuple[str, int], bytes] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -66,13 +66,14 @@ class Archive:
           ValueError: the file is missing or damaged, or has no such record.
         """
         with self._lock:
-            record = self._kept.pop((path, number), None)
-            if record is None:
-                record = self._fetch(path, number)
-            if self.keep_bytes:
-                self._kept[path, number] = record
-            while sum(map(len, self._kept.values())) > self.keep_bytes and len(self._kept) > 1:
-                self._kept.popitem(last=False)
+            if (path, number) in self._kept:
+                self._kept.move_to_end((path, number))
+                return self._kept[path, number]
+            record = self._fetch(path, number)
+            self._kept[path, number] = record
+            self._kept_bytes += len(record)
+            while self._kept_bytes > self.keep_bytes and len(self._kept) > 1:
+                self._kept_bytes -= len(self._kept.popitem(last=False)[1])
             return record
 
     def _fetch(self, path: str, number: int) -> bytes:
@@ -93,6 +94,7 @@ class Archive:
                 reader.close()
             self._readers.clear()
             self._kept.clear()
+            self._kept_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"keep_bytes": self.keep_bytes}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
+import dataclasses
 import os
 import pathlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from molmoact2_jax.data import lerobot_index, lerobot_meta, oxe, store, table, video
+from molmoact2_jax.data import lerobot_index, lerobot_meta, oxe, store, table
 
 DEPTH_COLUMNS = ("depth_buffer_codes", "buffer_codes")
 NUM_DEPTH_CODES, NUM_DEPTH_CELLS = 128, 100
-_GROUP_CACHE_BYTES = 256 << 20
 
 
 class LeRobotSource(table.TableSource):
@@ -31,7 +28,6 @@ class LeRobotSource(table.TableSource):
         options: table.Options = table.Options(),  # noqa: B008 (frozen)
         *,
         depth: Mapping[str, str | os.PathLike[str]] | None = None,
-        decoders: int = 16,
         workers: int = 4,
         progress: Callable[[int, int], None] = table.silent,
     ):
@@ -42,7 +38,6 @@ class LeRobotSource(table.TableSource):
           tag: columns, cameras and joint names; `oxe.TAGS` or one's own.
           options: name (default: the root's), selection, quarantine, cache.
           depth: {camera: root of its depth companion}; the key "" is for a companion that serves any camera.
-          decoders: video files kept open.
           workers: threads that read parquet files at the first opening.
           progress: called with (episodes read, all episodes).
 
@@ -68,7 +63,6 @@ class LeRobotSource(table.TableSource):
         self._stored_as = {camera: lerobot_meta.stored_camera(meta, camera, tag.aliases) for camera in cameras}
         self._annotations = lerobot_meta.annotated_tasks(meta.root)
         self._task_of = self._tasks_of_episodes()
-        self._decoders, self._groups = video.Decoders(decoders), _Groups()
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._depth = {camera: self._companion(path, options) for camera, path in (depth or {}).items()}
 
@@ -117,13 +111,14 @@ class LeRobotSource(table.TableSource):
         stored = int(self.stored[episode])
         path = self._meta.root / self._meta.data[stored]
         try:
-            return self._groups.picture(str(path), self._stored_as[camera], int(self._columns["first"][stored]) + frame)
+            return self._files.groups.picture(
+                str(path), self._stored_as[camera], int(self._columns["first"][stored]) + frame
+            )
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise self.error(episode, frame, f"{camera}: {path}: {error}") from error
 
     def close(self) -> None:
-        self._decoders.close()
-        self._groups.close()
+        self._files.close()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -143,7 +138,7 @@ class LeRobotSource(table.TableSource):
         stored = int(self.stored[episode])
         times = starts[stored] + self.column("timestamp", episode)[np.asarray(frames)].astype(np.float64)
         try:
-            return self._decoders.read(str(self._meta.root / paths[stored]), times.tolist())
+            return self._files.decoders.read(str(self._meta.root / paths[stored]), times.tolist())
         except ValueError as error:
             for frame in frames if len(frames) > 1 else ():
                 self._read(episode, [frame], camera)  # raises for the frame that is at fault
@@ -158,7 +153,7 @@ class LeRobotSource(table.TableSource):
 
     def _companion(self, path: str | os.PathLike[str], options: table.Options) -> tuple[LeRobotSource, str]:
         """Opens a depth companion: the same rows, with columns of codes (`io.md` 6.2)."""
-        chosen = table.Options(episodes=options.episodes, cache=options.cache)
+        chosen = dataclasses.replace(options, name="", quarantine=None)
         companion = LeRobotSource(
             path, oxe.Tag("depth", 1, "", "", state_keys=(), action_key=self.tag.action_key), chosen
         )
@@ -174,43 +169,3 @@ class LeRobotSource(table.TableSource):
 
 def _field(meta: lerobot_meta.Meta, key: str, aliases: str) -> oxe.Field:
     return oxe.Field(key, lerobot_meta.canonical(meta.channels(key), aliases), "")
-
-
-class _Groups:
-    """Row groups of embedded pictures, the last 256 MiB kept. Threads may share it; it pickles empty."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, tuple[pq.ParquetFile, np.ndarray]] = {}
-        self._groups: collections.OrderedDict[tuple[str, str, int], Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def picture(self, path: str, column: str, row: int) -> bytes:
-        """Returns the bytes of the struct {bytes, path} in one row of a file."""
-        with self._lock:
-            if path not in self._files:
-                file = pq.ParquetFile(path, page_checksum_verification=True)
-                sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-                self._files[path] = file, np.concatenate([[0], np.cumsum(sizes)])
-            file, bounds = self._files[path]
-            group = int(np.searchsorted(bounds, row, side="right")) - 1
-            values = self._groups.pop((path, column, group), None)
-            if values is None:
-                values = file.read_row_group(group, columns=[column]).column(0)
-            self._groups[path, column, group] = values
-            while sum(kept.nbytes for kept in self._groups.values()) > _GROUP_CACHE_BYTES and len(self._groups) > 1:
-                self._groups.popitem(last=False)
-        found = values[row - int(bounds[group])].as_py()
-        if not found or found.get("bytes") is None:
-            raise ValueError(f"row {row} of {column} holds no picture")
-        return found["bytes"]
-
-    def close(self) -> None:
-        with self._lock:
-            self._files.clear()
-            self._groups.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]

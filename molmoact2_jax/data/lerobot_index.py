@@ -65,8 +65,10 @@ def read_file(meta: lerobot_meta.Meta, path: str, episodes: Sequence[int]) -> di
     except (ValueError, OSError, pa.ArrowException) as error:
         return {i: f"{path}: {error}" for i in episodes}
     found: dict[int, tuple[int, Columns] | str] = {}
+    order = np.argsort(columns["episode_index"], kind="stable")
+    numbers_in_order = columns["episode_index"][order]
     for i in episodes:
-        rows = np.flatnonzero(columns["episode_index"] == meta.ids[i])
+        rows = order[slice(*np.searchsorted(numbers_in_order, (meta.ids[i], meta.ids[i] + 1)))]
         reason = _disorder(rows, columns, int(meta.lengths[i]))
         first = int(rows[0]) if len(rows) else 0
         part = {name: values[first : first + len(rows)] for name, values in columns.items()}

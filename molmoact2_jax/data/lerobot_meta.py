@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -100,7 +101,7 @@ def _assemble(root: pathlib.Path, info: Any, videos: list[str], rows: list[dict]
         places = {name: row.get(f"{prefix}/{name}", 0) for name in ("chunk_index", "file_index")}
         number = row["episode_index"]
         chunk = number // info.get("chunks_size", 1000)
-        return template.format(episode_index=number, episode_chunk=chunk, **places, **names)
+        return sys.intern(template.format(episode_index=number, episode_chunk=chunk, **places, **names))
 
     clips = {}
     for key in videos:

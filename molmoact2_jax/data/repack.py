@@ -132,7 +132,7 @@ def _write_shard(
     path, report = root / shard_name(number), root / f"{shard_name(number)}.json"
     if path.exists() and report.exists():
         return episodes, json.loads(report.read_text())
-    own, damage = copy.deepcopy(source), []
+    own, damage = copy.deepcopy(source), []  # threads would wait for each other's decoders
 
     def records() -> Iterator[bytes]:
         for episode in episodes:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from molmoact2_jax.data import archive, oxe, repack, store, table
+from molmoact2_jax.data import oxe, repack, store, table
 
 
 class RepackedSource(table.TableSource):
@@ -50,7 +50,6 @@ class RepackedSource(table.TableSource):
         starts = np.cumsum(lengths) - lengths
         self._paths = [os.fspath(root / repack.shard_name(int(shard))) for shard in shards]
         self._firsts = self.rows - starts[shards * plan["episodes_per_shard"]]
-        self._archive = archive.Archive()
 
     def tasks(self, episode: int, frame: int) -> tuple[str, ...]:
         self.require(episode, [frame])
@@ -88,7 +87,7 @@ class RepackedSource(table.TableSource):
         return None if self._raw else self._record(episode, frame, camera)
 
     def close(self) -> None:
-        self._archive.close()
+        self._files.close()
 
     def _record(self, episode: int, frame: int, camera: str) -> bytes:
         if camera not in self.cameras_of(episode):
@@ -96,7 +95,7 @@ class RepackedSource(table.TableSource):
         row = int(self._firsts[episode]) + frame
         number = row * len(self.cameras) + self.cameras.index(camera)
         try:
-            record = self._archive.read(self._paths[episode], number)
+            record = self._files.archive.read(self._paths[episode], number)
         except ValueError as error:
             raise self.error(episode, frame, f"{camera}: {error}") from error
         if not record:

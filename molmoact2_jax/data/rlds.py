@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 import google_crc32c
 import numpy as np
 
-from molmoact2_jax.data import archive, oxe, rlds_index, store, table, tfrecord
-
-_RECORD_CACHE_BYTES = 64 << 20
+from molmoact2_jax.data import oxe, rlds_index, store, table
 
 
 class RLDSSource(table.TableSource):
@@ -66,8 +64,7 @@ class RLDSSource(table.TableSource):
         self._texts: list[str] = self._index.meta["texts"]
         self._paths = [os.fspath(path) for path in dataset.paths]
         self._shards, self._records = self._index["shard"][self.stored], self._index["record"][self.stored]
-        self._files = tfrecord.Files()
-        self._archive = archive.Archive(_RECORD_CACHE_BYTES) if dataset.array_record else None
+        self._compressed = dataset.array_record
 
     def tasks(self, episode: int, frame: int) -> tuple[str, ...]:
         self.require(episode, [frame])
@@ -92,11 +89,11 @@ class RLDSSource(table.TableSource):
         offset, length, crc = (self._index[f"{name}:{camera}"][at].item() for name in ("offset", "bytes", "crc"))
         path = self._paths[self._shards[episode]]
         try:
-            if self._archive is not None:
-                record = self._archive.read(path, int(self._records[episode, 0]))
+            if self._compressed:
+                record = self._files.archive.read(path, int(self._records[episode, 0]))
                 data = record[offset : offset + length]
             else:
-                data = os.pread(self._files.get(path).fileno(), length, offset)
+                data = os.pread(self._files.records.get(path).fileno(), length, offset)
         except (OSError, ValueError) as error:
             raise self.error(episode, frame, f"{camera}: {path}: {error}") from error
         if google_crc32c.value(data) != crc:
@@ -105,5 +102,3 @@ class RLDSSource(table.TableSource):
 
     def close(self) -> None:
         self._files.close()
-        if self._archive is not None:
-            self._archive.close()

@@ -140,7 +140,7 @@ def _tfrecords(path: pathlib.Path) -> Iterator[tuple[tuple[int, int], bytes]]:
 
 
 def _array_records(path: pathlib.Path) -> Iterator[tuple[tuple[int, int], bytes]]:
-    records = archive.Archive()
+    records = archive.Archive(keep_bytes=0)
     for i in range(archive.count(path)):
         try:
             yield (i, 0), records.read(os.fspath(path), i)

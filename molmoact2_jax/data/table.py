@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from molmoact2_jax.data import oxe, pictures, quarantine, store
+from molmoact2_jax.data import open_files, oxe, pictures, quarantine, store
 from molmoact2_jax.data.source import EpisodeSource, SampleError
 
 
@@ -53,12 +54,14 @@ class Options:
       episodes: the dataset's own numbers of the episodes to read, in this order; None for all.
       quarantine: path of a quarantine file, or None.
       cache: directory for indices, or None for beside the data (in the home if that is read-only).
+      files: what is kept open; sources of one run share it. None for a set of the source's own.
     """
 
     name: str = ""
     episodes: tuple[int, ...] | None = None
     quarantine: str | os.PathLike[str] | None = None
     cache: str | os.PathLike[str] | None = None
+    files: open_files.OpenFiles | None = None
 
 
 class TableSource(EpisodeSource):
@@ -70,7 +73,7 @@ class TableSource(EpisodeSource):
     def __init__(self, layout: Layout, columns: store.Store, options: Options):
         chosen = _choose(layout, options)
         self.name, self.fps, self.cameras = layout.name, layout.fps, layout.cameras
-        self.digest = layout.digest if options.episodes is None else f"{layout.digest}@{_spell(options.episodes)}"
+        self.digest = layout.digest if options.episodes is None else _selected(layout.digest, options.episodes)
         self.state_names = tuple(name for field in layout.state for name in field.names)
         self.action_names = tuple(name for field in layout.action for name in field.names)
         self.stored = chosen
@@ -84,6 +87,7 @@ class TableSource(EpisodeSource):
         entries = quarantine.read(options.quarantine) if options.quarantine is not None else ()
         self.valid = quarantine.valid(entries, self.name, self.episode_ids, self.episode_lengths)
         self._columns, self._trim = columns, layout.trim
+        self._files = options.files or open_files.OpenFiles()
         self._fields = {"state": layout.state, "action": layout.action}
 
     def column_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -155,5 +159,5 @@ def _choose(layout: Layout, options: Options) -> np.ndarray:
     return np.array([positions[number] for number in options.episodes], np.int64)
 
 
-def _spell(episodes: Sequence[int]) -> str:
-    return ",".join(map(str, episodes))
+def _selected(digest: str, episodes: Sequence[int]) -> str:
+    return hashlib.sha256(f"{digest}@{','.join(map(str, episodes))}".encode()).hexdigest()

@@ -13,7 +13,19 @@ import numpy as np
 
 from molmoact2_jax.checkpoint import config_json
 from molmoact2_jax.config import ModelConfig
-from molmoact2_jax.data import catalog, loader, mixture, norm_stats, oxe, pack, plan, robot, robot_options, table
+from molmoact2_jax.data import (
+    catalog,
+    loader,
+    mixture,
+    norm_stats,
+    open_files,
+    oxe,
+    pack,
+    plan,
+    robot,
+    robot_options,
+    table,
+)
 from molmoact2_jax.data.example import Dataset, Encoding
 from molmoact2_jax.data.source import EpisodeSource
 from molmoact2_jax.data.stream import RowShape, Stream
@@ -59,9 +71,10 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
       ValueError: a path that is no dataset, or a meaning that is unknown.
     """
     opened, held = [], []
+    shared = open_files.OpenFiles()  # bounded together: a mixture has a thousand datasets
     for entry in data.robots:
         meaning = _meaning(entry, sides.stats.tag(entry.tag))
-        options = table.Options(quarantine=entry.quarantine)
+        options = table.Options(quarantine=entry.quarantine, files=shared)
         whole = catalog.open_source(entry.path, meaning, options, depth=entry.depth)
         if not data.held_out:
             opened.append((entry, whole))
