@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -39,9 +40,10 @@ FLOW = dict(
     beta_beta="flow_matching_beta_beta",
 )  # fmt: skip
 
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # which `generation_config.json` may hold instead
+
 # A field that would change the network in a way we do not compute must have its released value.
 FIXED = {
-    "text_config.rope_scaling": None,
     "text_config.rope_scaling_layers": None,
     "text_config.tie_word_embeddings": False,
     "tie_word_embeddings": False,
@@ -54,33 +56,71 @@ FIXED = {
 }
 
 
+ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "vit_config": ("gelu_pytorch_tanh", "gelu", "quick_gelu"),
+    "adapter_config": ("silu", "gelu", "gelu_pytorch_tanh"),
+    "text_config": ("silu",),
+    "action_expert_config": ("silu",),
+}
+
+# What must be there: without these there is no model to build. Natives call the encoder's part `vision_config`.
+REQUIRED = {
+    "": ("text_config", "adapter_config"),
+    "text_config": (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "intermediate_size", "vocab_size",
+    ),
+    "adapter_config": (
+        "hidden_size", "intermediate_size", "text_hidden_size", "num_attention_heads", "head_dim", "vit_layers",
+    ),
+    "vit_config": ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+    "action_expert_config": ("hidden_size", "num_layers", "num_heads"),
+}  # fmt: skip
+
+
 def load(directory: str | pathlib.Path) -> ModelConfig:
     """Reads the model's configuration from a checkpoint directory.
 
     Raises:
       FileNotFoundError: no `config.json`.
-      ValueError: a field whose value we do not compute.
+      ValueError: not JSON, fields that are missing, or whose value we do not compute.
     """
-    path = pathlib.Path(directory) / "config.json"
+    directory = pathlib.Path(directory)
+    path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a checkpoint directory in the released format.")
-    return from_released(json.loads(path.read_text()), str(path))
+    generation = directory / "generation_config.json"
+    ends = _read(generation) if generation.is_file() else {}
+    found = _read(path)
+    missing = {name: ends[name] for name in ENDS if found.get(name) is None and name in ends}
+    return from_released({**found, **missing}, str(path))
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}), expected a configuration. Copy it again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {type(found).__name__}, expected an object. Copy it again.")
+    return found
 
 
 def from_released(raw: Json, where: str = "config.json") -> ModelConfig:
     """Translates a released (or native transformers) configuration. See `load` for errors."""
+    if "vit_config" not in raw and "vision_config" in raw:
+        raw = {**raw, "vit_config": raw["vision_config"]}
+    _require(raw, where)
     _refuse(raw, where)
-    vit = _vit(raw.get("vit_config") or raw["vision_config"])
-    text, adapter = raw["text_config"], raw["adapter_config"]
+    vit, text, adapter = raw["vit_config"], raw["text_config"], raw["adapter_config"]
     llm = _llm(text, where)
-    connector = _connector(adapter, vit, raw)
     gate = raw.get("action_expert_depth_gate", False)
     return ModelConfig(
-        vit=_with_taps(vit, adapter, raw),
-        connector=connector,
+        vit=_vit(vit, adapter, declared=vit["num_hidden_layers"] + (2 if "vision_config" in raw else 0)),
+        connector=_connector(adapter, vit, raw),
         llm=llm,
         expert=_expert(raw, llm, where) if raw.get("add_action_expert", False) else None,
-        tokens=_tokens(raw),
+        tokens=_tokens(raw, where),
         flow=FlowConfig(**{ours: raw[name] for ours, name in FLOW.items() if name in raw}),
         gate=None if not gate else "per_layer" if raw.get("action_expert_depth_gate_per_layer") else "single",
         gate_bias=raw.get("action_expert_depth_gate_init_bias", -4.0),
@@ -95,6 +135,22 @@ def from_released(raw: Json, where: str = "config.json") -> ModelConfig:
     )
 
 
+def _require(raw: Json, where: str) -> None:
+    expected = dict(REQUIRED)
+    if not raw.get("add_action_expert", False):
+        del expected["action_expert_config"]
+    missing = [
+        f"{part}.{name}".lstrip(".")
+        for part, names in expected.items()
+        for name in names
+        if ((raw.get(part) or {}) if part else raw).get(name) is None
+    ]
+    if missing:
+        raise ValueError(
+            f"{where}: no {', '.join(missing)}, expected the configuration of a MolmoAct2 or Molmo2 model."
+        )
+
+
 def _refuse(raw: Json, where: str) -> None:
     wrong = []
     for path, expected in FIXED.items():
@@ -103,42 +159,43 @@ def _refuse(raw: Json, where: str) -> None:
         for name in parents:
             node = node.get(name) or {}
         value = node.get(leaf, expected)
-        if value != expected and not (expected is None and (value or {}).get("rope_type") == "default"):
+        if value != expected:
             wrong.append(f"{path} is {value!r}, expected {expected!r}")
-    for part in ("text_config", "action_expert_config"):
-        act = (raw.get(part) or {}).get("hidden_act", "silu")
-        if act != "silu":
-            wrong.append(f"{part}.hidden_act is {act!r}, expected 'silu'")
+    for name in ("rope_scaling", "rope_parameters"):
+        rotary = raw["text_config"].get(name) or {}
+        if rotary.get("rope_type", rotary.get("type", "default")) != "default":
+            wrong.append(f"text_config.{name} is {rotary!r}, expected rope_type 'default'")
+    for part in ("vit_config", "adapter_config"):
+        heads = raw[part].get("num_attention_heads", 16)
+        if raw[part].get("num_key_value_heads", heads) != heads:
+            wrong.append(f"{part}.num_key_value_heads is {raw[part]['num_key_value_heads']}, expected {heads}")
+    for part, allowed in ACTIVATIONS.items():
+        act = (raw.get(part) or {}).get("hidden_act", allowed[0])
+        if act not in allowed:
+            wrong.append(f"{part}.hidden_act is {act!r}, expected one of {allowed}")
     if wrong:
         raise ValueError(f"{where}: {'; '.join(wrong)}. This library does not compute such a model.")
 
 
-def _vit(c: Json) -> dict[str, Any]:
+def _vit(c: Json, adapter: Json, declared: int) -> ViTConfig:
+    """Reads the encoder; native files count the stored layers, of which two are never computed less than `declared`."""
     size = c.get("image_default_input_size", (378, 378))
-    heads = c.get("num_attention_heads", 16)
-    if c.get("num_key_value_heads", heads) != heads:
-        raise ValueError(f"vit_config.num_key_value_heads is {c['num_key_value_heads']}, expected {heads}.")
-    return dict(
-        width=c["hidden_size"], mlp_width=c["intermediate_size"], declared_depth=c["num_hidden_layers"],
-        num_heads=heads, head_dim=c["head_dim"], image_size=size[0] if isinstance(size, (list, tuple)) else size,
-        patch_size=c.get("image_patch_size", 14), num_positions=c.get("image_num_pos", 729),
-        norm_eps=c.get("layer_norm_eps", 1e-6), activation=c.get("hidden_act", "gelu_pytorch_tanh"),
+    taps = tuple(i % declared for i in adapter["vit_layers"])
+    return ViTConfig(
+        width=c["hidden_size"], mlp_width=c["intermediate_size"], declared_depth=declared, taps=taps,
+        depth=max(taps) + 1, num_heads=c.get("num_attention_heads", 16), head_dim=c["head_dim"],
+        image_size=size[0] if isinstance(size, (list, tuple)) else size, patch_size=c.get("image_patch_size", 14),
+        num_positions=c.get("image_num_pos", 729), norm_eps=c.get("layer_norm_eps", 1e-6),
+        activation=c.get("hidden_act", "gelu_pytorch_tanh"),
     )  # fmt: skip
 
 
-def _with_taps(vit: dict[str, Any], adapter: Json, raw: Json) -> ViTConfig:
-    declared = vit["declared_depth"]
-    native_extra = 2 if "vision_config" in raw and "vit_config" not in raw else 0  # native files count stored layers
-    declared += native_extra
-    taps = tuple(i % declared for i in adapter["vit_layers"])
-    return ViTConfig(**{**vit, "declared_depth": declared}, taps=taps, depth=max(taps) + 1)
-
-
-def _connector(c: Json, vit: dict[str, Any], raw: Json) -> ConnectorConfig:
+def _connector(c: Json, vit: Json, raw: Json) -> ConnectorConfig:
     return ConnectorConfig(
-        width=c["hidden_size"], feature_width=vit["width"] * len(c["vit_layers"]), mlp_width=c["intermediate_size"],
-        out_width=c["text_hidden_size"], num_heads=c["num_attention_heads"], head_dim=c["head_dim"],
-        pooling_mask=c.get("pooling_attention_mask", "vision_config" in raw), activation=c.get("hidden_act", "silu"),
+        width=c["hidden_size"], feature_width=vit["hidden_size"] * len(c["vit_layers"]),
+        mlp_width=c["intermediate_size"], out_width=c["text_hidden_size"], num_heads=c["num_attention_heads"],
+        head_dim=c["head_dim"], pooling_mask=c.get("pooling_attention_mask", "vision_config" in raw),
+        activation=c.get("hidden_act", "silu"),
     )  # fmt: skip
 
 
@@ -146,7 +203,7 @@ def _llm(c: Json, where: str) -> LLMConfig:
     kind = (c.get("qk_norm_type") or "olmo") if c.get("use_qk_norm", False) else None
     if kind not in (None, "qwen3", "olmo"):
         raise ValueError(f"{where}: text_config.qk_norm_type is {kind!r}, expected 'qwen3' or 'olmo'.")
-    rotary = {"rope_theta": 1e6, **c, **(c.get("rope_parameters") or {})}
+    rotary = {"rope_theta": 1e6, **(c.get("rope_parameters") or {}), **c}  # the plain field wins, as released
     return LLMConfig(
         width=c["hidden_size"], depth=c["num_hidden_layers"], num_heads=c["num_attention_heads"],
         num_kv_heads=c["num_key_value_heads"] or c["num_attention_heads"], head_dim=c["head_dim"],
@@ -174,75 +231,16 @@ def _expert(raw: Json, llm: LLMConfig, where: str) -> ExpertConfig:
     )  # fmt: skip
 
 
-def _tokens(raw: Json) -> TokenIds:
-    ids = {ours: raw.get(name) for ours, name in TOKENS.items()}
+def _tokens(raw: Json, where: str) -> TokenIds:
+    ids: dict[str, Any] = {ours: raw.get(name, raw["text_config"].get(name)) for ours, name in TOKENS.items()}
+    for name in ("bos", "eos", "pad"):
+        ids[name] = ids[name][0] if isinstance(ids[name], list) else ids[name]
     ids["bos"] = ids["eos"] if ids["bos"] is None else ids["bos"]
-    return TokenIds(**ids, **{ours: raw.get(name) or 0 for ours, name in COUNTS.items()})  # type: ignore[arg-type]
-
-
-def to_released(cfg: ModelConfig) -> dict[str, Any]:
-    """Translates back: `from_released(to_released(cfg)) == cfg` for every model that the released classes can run.
-
-    Raises:
-      ValueError: a conditioning that the released classes do not have.
-    """
-    if cfg.expert and cfg.expert.conditioning != "kv":
-        raise ValueError(
-            f"to_released: conditioning is {cfg.expert.conditioning!r}, expected 'kv': the released classes "
-            "have no other. Keep such a model as a run of ours."
-        )
-    head = dict(architectures=["MolmoAct2ForConditionalGeneration"], model_type="molmoact2", dtype="float32")
-    ids = {name: getattr(cfg.tokens, ours) for ours, name in {**TOKENS, **COUNTS}.items()}
-    flow = {name: getattr(cfg.flow, ours) for ours, name in FLOW.items()}
-    return {**head, **ids, **flow, **_top(cfg), **_towers(cfg)}
-
-
-def _top(cfg: ModelConfig) -> dict[str, Any]:
-    return dict(
-        action_mode=cfg.action_mode, add_action_expert=cfg.expert is not None, max_action_dim=cfg.action_dim,
-        max_action_horizon=cfg.max_horizon, mask_action_dim_padding=cfg.mask_action_dims,
-        enable_depth_reasoning=cfg.depth_reasoning, num_depth_codes=cfg.num_depth_codes,
-        action_expert_depth_gate=cfg.gate is not None, action_expert_depth_gate_per_layer=cfg.gate == "per_layer",
-        action_expert_depth_gate_init_bias=cfg.gate_bias, add_setup_tokens=cfg.setup_tokens,
-        add_control_tokens=cfg.control_tokens, norm_stats_filename=cfg.norm_stats_filename, n_obs_steps=1,
-        state_format="discrete", image_high_res_id=cfg.tokens.image_patch, tie_word_embeddings=False,
-        use_frame_special_tokens=True, initializer_range=0.02,
-    )  # fmt: skip
-
-
-def _towers(cfg: ModelConfig) -> dict[str, Any]:
-    vit, adapter, llm, expert = cfg.vit, cfg.connector, cfg.llm, cfg.expert
-    towers: dict[str, Any] = dict(
-        vit_config=dict(
-            hidden_size=vit.width, intermediate_size=vit.mlp_width, num_hidden_layers=vit.declared_depth,
-            num_attention_heads=vit.num_heads, num_key_value_heads=vit.num_heads, head_dim=vit.head_dim,
-            hidden_act=vit.activation, layer_norm_eps=vit.norm_eps, image_patch_size=vit.patch_size,
-            image_default_input_size=[vit.image_size] * 2, image_num_pos=vit.num_positions, float32_attention=True,
-            attn_implementation="sdpa",
-        ),
-        adapter_config=dict(
-            hidden_size=adapter.width, intermediate_size=adapter.mlp_width, text_hidden_size=adapter.out_width,
-            num_attention_heads=adapter.num_heads, num_key_value_heads=adapter.num_heads, head_dim=adapter.head_dim,
-            vit_layers=[t - vit.declared_depth for t in vit.taps], pooling_attention_mask=adapter.pooling_mask,
-            hidden_act=adapter.activation, float32_attention=True, attn_implementation="sdpa",
-        ),
-        text_config=dict(
-            hidden_size=llm.width, intermediate_size=llm.mlp_width, num_hidden_layers=llm.depth,
-            num_attention_heads=llm.num_heads, num_key_value_heads=llm.num_kv_heads, head_dim=llm.head_dim,
-            vocab_size=llm.vocab_size, additional_vocab_size=llm.extra_vocab_size, rope_theta=llm.rope_base,
-            layer_norm_eps=llm.norm_eps, use_qk_norm=llm.qk_norm is not None, qk_norm_type=llm.qk_norm or "qwen3",
-            qkv_bias=llm.qkv_bias, norm_after=llm.norm_after, hidden_act="silu", tie_word_embeddings=False,
-            max_position_embeddings=llm.max_positions, attn_implementation="sdpa",
-        ),
-    )  # fmt: skip
-    if expert:
-        towers["action_expert_config"] = dict(
-            hidden_size=expert.width, num_layers=expert.depth, num_heads=expert.num_heads, mlp_ratio=expert.mlp_ratio,
-            ffn_multiple_of=expert.mlp_multiple, timestep_embed_dim=expert.time_width, rope=expert.rope,
-            context_layer_norm=expert.context_norm, qk_norm=expert.qk_norm, qk_norm_eps=expert.qk_norm_eps,
-            causal_attn=expert.causal, dropout=0.0, attn_dropout=0.0,
-        )  # fmt: skip
-    return towers
+    required = (f.name for f in dataclasses.fields(TokenIds) if f.default is dataclasses.MISSING)
+    missing = [TOKENS[name] for name in required if ids[name] is None]
+    if missing:
+        raise ValueError(f"{where}: no {', '.join(missing)}, expected the ids of the tokenizer beside it.")
+    return TokenIds(**ids, **{ours: raw.get(name) or 0 for ours, name in COUNTS.items()})
 
 
 def load_processor(directory: str | pathlib.Path, vit: ViTConfig) -> ProcessorConfig:
