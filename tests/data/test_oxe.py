@@ -46,10 +46,13 @@ def features_of(row):
     return leaves
 
 
-def nest(flat):
+def nest(flat, within=("present", "future")):
+    """Makes nested dictionaries of path names; BC-Z has names with a slash in them, which stay."""
     out = {}
     for key, value in flat.items():
         *parents, last = key.split("/")
+        if parents and parents[-1] in within:
+            last = f"{parents.pop()}/{last}"
         node = out
         for parent in parents:
             node = node.setdefault(parent, {})
