@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from molmoact2_jax.cli import main
 
-BENCHES: dict[str, main.Command] = {}
+BENCHES: dict[str, main.Command] = {
+    "data": main.Command("bench_data", "reading, decoding, resizing, tokenising, packing, per core"),
+}
 
 
 def run(argv: Sequence[str]) -> int:

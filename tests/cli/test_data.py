@@ -153,6 +153,18 @@ def test_a_meaning_of_ones_own_is_read_from_a_file_and_checked(tmp_path, row):
         dataset.meaning(str(path), "x")
 
 
+@pytest.mark.parametrize(("kind", "first"), [(formats.V3, "decode"), (formats.PICTURES, "read")])
+def test_the_bench_times_every_stage(kind, first, sound, golden, capsys):
+    words = ["data", str(sound[kind]), "--checkpoint", str(golden / "tiny"), "--frames", "20", "--json"]
+    assert main.dispatch(words, {"data": main.Command("bench_data", "")}, "molmoact2 bench") == 0
+    content = json.loads(capsys.readouterr().out)
+    names = [stage["name"] for stage in content["stages"]]
+    expected = ["read", "decode", "resize", "tokenise", "pack", "batches"]
+    assert names == expected[expected.index(first) :]
+    assert all(stage["items"] > 0 and stage["core_rate"] > 0 for stage in content["stages"])
+    assert next(stage["items"] for stage in content["stages"] if stage["unit"] == "images") == 40
+
+
 @pytest.mark.parametrize("name", data.COMMANDS)
 def test_every_data_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stop:
