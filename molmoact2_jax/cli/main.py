@@ -36,6 +36,8 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "predict": Command("predict", "one action chunk from pictures, an instruction and a joint state"),
     "train": Command("train", "trains or resumes a run", own_flags=True),
+    "data": Command("data", "statistics, doctor, preview, filters, repacking of datasets", own_flags=True),
+    "bench": Command("bench", "times inference, training, data", own_flags=True),
     "export": Command("export", "writes a checkpoint in the released safetensors format"),
 }
 
