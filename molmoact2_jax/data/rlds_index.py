@@ -46,12 +46,16 @@ def describe(directory: str | os.PathLike[str], split: str) -> Dataset:
     """Reads `features.json` and `dataset_info.json` of a TFDS directory, or of the only version under it.
 
     Raises:
-      ValueError: no dataset there, or no such split.
+      ValueError: no dataset there, metadata that TFDS cannot read, or no such split.
     """
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
 
     root = _version(pathlib.Path(directory))
-    builder = tfds.builder_from_directory(root)
+    try:
+        builder = tfds.builder_from_directory(root)
+    except (OSError, ValueError, json_format.Error) as error:
+        raise ValueError(f"{root}: TFDS cannot read features.json or dataset_info.json ({error}).") from error
     if split not in builder.info.splits:
         raise ValueError(f"{root}: split {split!r}, expected one of {sorted(builder.info.splits)}.")
     info = builder.info.splits[split]

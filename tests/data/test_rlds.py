@@ -167,6 +167,14 @@ def shard(directory, number):
     return next(directory.glob(f"*-0000{number}-of*"))
 
 
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_damaged_metadata_is_one_error(tmp_path, name):
+    directory = fixtures.rlds(tmp_path / "own", MADE)
+    (directory / name).write_text("{")
+    with pytest.raises(ValueError, match=f"own: TFDS cannot read .*{name}"):
+        open_own(directory)
+
+
 @pytest.mark.parametrize("file_format", rlds_write.FORMATS)
 def test_a_missing_shard_costs_its_episodes_only(tmp_path, file_format):
     directory = fixtures.rlds(tmp_path / "own", MADE, file_format=file_format)
