@@ -37,6 +37,8 @@ COMMANDS: dict[str, Command] = {
     "predict": Command("predict", "one action chunk from pictures, an instruction and a joint state"),
     "train": Command("train", "trains or resumes a run", own_flags=True),
     "data": Command("data", "statistics, doctor, preview, filters, repacking of datasets", own_flags=True),
+    "eval": Command("eval", "measures a checkpoint: rollout in a simulator, open-loop on recordings", own_flags=True),
+    "collect": Command("collect", "records demonstrations of a simulator's scripted experts"),
     "bench": Command("bench", "times inference, training, data", own_flags=True),
     "export": Command("export", "writes a checkpoint in the released safetensors format"),
 }

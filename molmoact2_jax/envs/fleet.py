@@ -114,7 +114,7 @@ class Fleet:
           The results by slot.
 
         Raises:
-          Exception: what the first slot that failed raised; `RuntimeError` where its process died.
+          Exception: what the first slot that failed raised; `ChildProcessError` where its process died.
         """
         if self._local is not None:
             return {slot: getattr(self._local, method)(slot, *given) for slot, given in arguments.items()}
@@ -134,7 +134,9 @@ class Fleet:
         except EOFError:
             self._processes[index].join()
             code = self._processes[index].exitcode
-            raise RuntimeError(f"envs: a simulator's process ended with status {code}, expected an answer.") from None
+            raise ChildProcessError(
+                f"envs: a simulator's process ended with status {code}, expected an answer."
+            ) from None
         if isinstance(answer, Exception):
             raise answer
         return answer

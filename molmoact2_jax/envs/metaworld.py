@@ -106,7 +106,7 @@ def _renderer(model: Any, side: int) -> Any:
     try:
         return mujoco.Renderer(model, side, side)
     except Exception as error:  # each backend raises classes of its own
-        raise RuntimeError(f"rendering: {error}, with {rendering.state()}. {rendering.HINT}") from error
+        raise OSError(f"rendering: {error}, with {rendering.state()}. {rendering.HINT}") from error
 
 
 def _spec(task: str, side: int, window: tuple[int, int, int, int]) -> Spec:

@@ -51,7 +51,7 @@ def open_environment(name: str, task: str, **options: Any) -> Environment:
     Raises:
       ValueError: an unknown simulator or task.
       ModuleNotFoundError: the simulator is not installed.
-      RuntimeError: nothing here draws pictures.
+      OSError: nothing here draws pictures.
     """
     found = adapter(name)
     require_tasks(name, [task])

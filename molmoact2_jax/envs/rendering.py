@@ -28,7 +28,7 @@ def choose() -> str:
       The name of the backend, "" for the system's own.
 
     Raises:
-      RuntimeError: none works, with what to install; or MuJoCo would try to open a window where there is no screen,
+      OSError: none works, with what to install; or MuJoCo would try to open a window where there is no screen,
         which ends the process.
     """
     if not sys.platform.startswith("linux"):
@@ -44,23 +44,23 @@ def load() -> types.ModuleType:
     """Imports MuJoCo after `choose`; this import is where a missing library for drawing shows.
 
     Raises:
-      RuntimeError: see `choose`; or the backend that the user set does not work.
+      OSError: see `choose`; or the backend that the user set does not work.
     """
     choose()
     try:
         return importlib.import_module("mujoco")
     except (AttributeError, RuntimeError) as error:  # PyOpenGL looks functions up in a library that is None
-        raise RuntimeError(f"rendering: {state()} does not work here ({error}). {HINT}") from error
+        raise OSError(f"rendering: {state()} does not work here ({error}). {HINT}") from error
 
 
 def _refuse_windows() -> None:
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         return
     if os.environ.get("MUJOCO_GL", "egl").lower() not in ("egl", "osmesa"):
-        raise RuntimeError(f"rendering: {state()} without a display, expected egl or osmesa. Unset MUJOCO_GL.")
+        raise OSError(f"rendering: {state()} without a display, expected egl or osmesa. Unset MUJOCO_GL.")
     loaded = sys.modules.get("mujoco.gl_context")
     if loaded is not None and loaded.GLContext.__module__.endswith("glfw"):
-        raise RuntimeError(
+        raise OSError(
             "rendering: mujoco was imported before a way to draw was chosen, expected it after. Import "
             "molmoact2_jax.envs.rendering and call choose() first, or set MUJOCO_GL=egl."
         )
@@ -76,7 +76,7 @@ def _first_that_works(backends: tuple[str, ...] = ("egl", "osmesa")) -> str:
     for backend in backends:
         if works(backend):
             return backend
-    raise RuntimeError(f"rendering: neither {' nor '.join(backends)} works here, expected a library that draws. {HINT}")
+    raise OSError(f"rendering: neither {' nor '.join(backends)} works here, expected a library that draws. {HINT}")
 
 
 def works(backend: str) -> bool:

@@ -19,6 +19,8 @@ from molmoact2_jax.batch import Observation
 from molmoact2_jax.data.norm_stats import Tag
 from molmoact2_jax.envs.base import Spec
 from molmoact2_jax.eval import intervals, rollout, trajectory
+from molmoact2_jax.models import molmoact2
+from molmoact2_jax.nn import params as plain
 from molmoact2_jax.serve.policy import Policy
 
 PACKAGES = ("molmoact2-jax", "jax", "numpy")
@@ -41,6 +43,12 @@ def planner(policy: Policy, executed: int, **options: Any) -> rollout.Planner:
         return [output.actions for output in outputs]
 
     return plan
+
+
+def untrained(policy: Policy, seed: int = 0) -> Policy:
+    """Returns the same model with the weights that training would start from."""
+    params, _ = plain.unbox(molmoact2.init(policy.cfg, jax.random.key(seed)))
+    return Policy(policy.host, params)
 
 
 def fit(tag: Tag, name: str, spec: Spec, horizon: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ if importlib.util.find_spec("metaworld") is None:
     pytest.skip("the sim extra is not installed", allow_module_level=True)
 try:
     rendering.choose()
-except RuntimeError as error:
+except OSError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 SIX = ("faucet-open", "faucet-close", "drawer-open", "drawer-close", "window-open", "window-close")
@@ -101,7 +101,7 @@ def test_a_backend_that_cannot_work_is_refused_in_words(before, words):
         f"import os; os.environ.pop('DISPLAY', None); {before}\n"
         "from molmoact2_jax.envs import registry\n"
         "try: registry.open_environment('metaworld', 'reach').close()\n"
-        "except RuntimeError as error: print(error)\n"
+        "except OSError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, timeout=120)
     assert words in result.stdout and result.returncode == 0, result.stderr[-2000:]

@@ -30,6 +30,6 @@ def test_a_backend_that_the_user_set_is_kept(monkeypatch):
 
 def test_without_any_backend_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(rendering, "works", lambda backend: False)
-    with pytest.raises(RuntimeError, match=r"apt-get install -y libegl1 libgl1") as error:
+    with pytest.raises(OSError, match=r"apt-get install -y libegl1 libgl1") as error:
         rendering.choose()
     assert "\n" not in str(error.value)

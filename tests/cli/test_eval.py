@@ -1,0 +1,139 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from molmoact2_jax.cli import main, numbers
+from molmoact2_jax.envs import toy
+
+
+@pytest.fixture(scope="module")
+def checkpoint(golden, tmp_path_factory):
+    """The tiny checkpoint, taught the numbers (not the skill) of the toy robot."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    shutil.copytree(golden / "tiny", directory)
+    stats = json.loads((directory / "norm_stats.json").read_text())
+    spec = toy.Toy("go-red").spec
+    channels = {key: [value] * 2 for key, value in dict(min=-1.0, max=1.0, q01=-1.0, q99=1.0).items()}
+    stats["metadata_by_tag"]["toy"] = dict(
+        action_key="action",
+        state_keys=["observation.state"],
+        camera_keys=["observation.images.top"],
+        action_horizon=10,
+        n_action_steps=3,
+        setup_type=spec.setup,
+        control_mode=spec.control,
+        action_stats=channels | {"names": list(spec.action_names)},
+        state_stats=channels | {"names": list(spec.state_names)},
+    )
+    (directory / "norm_stats.json").write_text(json.dumps(stats))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    words = ["collect", str(directory), "--env", "toy", "--tasks", "go-red,go-blue", "--per-task", "2"]
+    assert main.main([*words, "--processes", "0"]) == 0
+    return directory
+
+
+ROLLOUT = ["--env", "toy", "--tasks", "go-red,go-blue", "--seeds", "0-1", "--norm-tag", "toy", "--horizon", "6"]
+ROLLOUT += ["--processes", "0", "--envs", "2", "--dtype", "float32", "--num-steps", "2", "--json"]
+
+
+def rollout(checkpoint, capsys, *more):
+    status = main.main(["eval", "rollout", str(checkpoint), *ROLLOUT, *more])
+    out, err = capsys.readouterr()
+    return json.loads(out) if status == 0 else (status, err)
+
+
+def test_rollout_counts_episodes_and_writes_what_it_prints(checkpoint, capsys, tmp_path):
+    found = rollout(checkpoint, capsys, "--out", str(tmp_path), "--film", "1")
+    assert found == json.loads((tmp_path / "rollout.json").read_text())
+    assert found["success"]["episodes"] == 4 and found["protocol"]["executed"] == 3
+    assert found["protocol"]["cameras"] == ["top"] and found["policy"]["num_steps"] == 2
+    assert sorted(path.name for path in tmp_path.glob("*.webp")) == ["go-blue-1.webp", "go-red-1.webp"]
+    again = rollout(checkpoint, capsys)
+    assert again["episodes"] == found["episodes"]
+
+
+def test_controls_change_words_or_weights(checkpoint, capsys):
+    told = rollout(checkpoint, capsys, "--instruct", "go-red=go-blue", "--instruct", "go-blue=hello")
+    assert [e["instruction"] for e in told["episodes"]] == [toy.TASKS["go-blue"]] * 2 + ["hello"] * 2
+    blank = rollout(checkpoint, capsys, "--random-weights")
+    assert blank["policy"]["random_weights"] and blank["episodes"] != told["episodes"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tasks", "go-redd"], "Did you mean go-red"),
+        (["--norm-tag", "libero"], "7 action channels"),
+        (["--norm-tag", "nobody"], "expected one of"),
+        (["--executed", "11"], "at most 10"),
+        (["--instruct", "go-green=go-red"], "TASK=OTHER"),
+        (["--env", "tyo"], "expected one of"),
+    ],
+)
+def test_rollout_refuses_in_one_line_what_does_not_fit(checkpoint, capsys, more, words):
+    status, message = rollout(checkpoint, capsys, *more)
+    assert status == 2 and words in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "rlds"])
+def test_open_loop_reads_both_formats_alike(checkpoint, data, capsys, tmp_path, kind):
+    from molmoact2_jax.eval import demonstrations
+
+    meaning = {
+        "lerobot": dict(name="toy", horizon=10, setup="", control="", cameras=["observation.images.top"]),
+        "rlds": _plain(demonstrations.row_of(toy.Toy("go-red").spec, "toy")),
+    }[kind]
+    (tmp_path / "meaning.json").write_text(json.dumps(meaning))
+    words = ["eval", "open-loop", str(checkpoint), str(data / kind), "--as", str(tmp_path / "meaning.json")]
+    words += ["--norm-tag", "toy", "--last", "2", "--frames", "2", "--seeds", "0-1", "--num-steps", "2"]
+    assert main.main([*words, "--dtype", "float32", "--batch", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["frames"] == 4 and found["episodes"] == 2 and set(found["channels"]) == {"x", "y"}
+    assert len(found["steps"]["x"]) == 10 and found["normalised"] > 0
+    assert found["dataset"]["positions"] == [2, 3]
+    RESULTS.append(found["channels"])
+    for other in RESULTS[:-1]:
+        np.testing.assert_allclose(
+            [c["error"] for c in other.values()], [c["error"] for c in found["channels"].values()], atol=1e-5
+        )
+
+
+RESULTS: list = []  # of the format that was read before
+
+
+def _plain(row):
+    import dataclasses
+
+    return dataclasses.asdict(row)
+
+
+def test_open_loop_refuses_a_dataset_of_another_robot(checkpoint, data, capsys):
+    words = ["eval", "open-loop", str(checkpoint), str(data / "lerobot"), "--norm-tag", "libero"]
+    assert main.main([*words, "--dtype", "float32"]) == 2
+    assert "another robot" in capsys.readouterr().err
+
+
+def test_collect_shows_a_table_and_goes_on_where_it_was(data, capsys):
+    words = ["collect", str(data), "--env", "toy", "--tasks", "go-red,go-blue", "--processes", "0", "--per-task"]
+    assert main.main([*words, "2"]) == 0
+    assert "4 episodes" in capsys.readouterr().out
+    assert main.main([*words, "3"]) == 2
+    assert "begun with another order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", (3,)), ("5-7,1", (5, 6, 7, 1)), (" 2 , 4-4", (2, 4))])
+def test_ranges_name_numbers_in_order(text, expected):
+    assert numbers.ranges(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "5-3", "1,,2", "-4"])
+def test_ranges_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="expected numbers and ranges"):
+        numbers.ranges(text)
