@@ -28,13 +28,14 @@ NEVER_IMPORTED = {"torch", "tensorflow", "transformers", "lerobot", "pickle", "d
 NEVER_IN_BASE = {"torch", "tensorflow", "transformers", "grain", "matplotlib", "opencv-python-headless", "pyarrow"}
 
 # what each part of the package may import of the others; a part may always import itself
-LEAVES = {"batch", "config"}
+LEAVES = {"batch", "config", "presets"}
 MODEL = LEAVES | {"nn", "models"}
 HOST = LEAVES | {"text", "data"}
 BELOW_TOP = MODEL | HOST | {"parallel", "checkpoint"}
 MAY_IMPORT = {
     "batch": set(),
-    "config": set(),
+    "config": {"presets"},
+    "presets": {"config"},
     "nn": {"config"},
     "models": MODEL,
     "parallel": {"nn"},

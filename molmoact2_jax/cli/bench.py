@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from molmoact2_jax.cli import main
 
-BENCHES: dict[str, main.Command] = {
+COMMANDS: dict[str, main.Command] = {
     "data": main.Command("bench_data", "reading, decoding, resizing, tokenising, packing, per core"),
 }
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the benchmark that `argv` starts with."""
-    return main.dispatch(argv, BENCHES, "molmoact2 bench")
+    return main.dispatch(argv, COMMANDS, "molmoact2 bench")
