@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import logging
+import math
 import pathlib
 import shutil
 import types
@@ -23,11 +24,13 @@ from molmoact2_jax.nn import ops, paths
 from molmoact2_jax.nn.params import Params
 
 Path = str | pathlib.Path
+Blocks = list[tuple[rules.Part, str]]  # what a tensor is made of: rows of it, and the leaf that holds them
 
 BUFFER = "model.transformer.rotary_emb.inv_freq"
 # weights of the training class that no forward pass reads; some exports kept them
 INACTIVE = ("cross_attn.kv_proj", "action_expert.state_encoder", "action_expert.state_norm")
 SHARD_BYTES = 5_000_000_000
+CHUNK_BYTES = 8_000_000  # read at once by each of a few threads
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +64,7 @@ def load(
     chosen, prefix = _naming(cfg, reader.shapes)
     tensors, parts = rules.expand(chosen, cfg)
     _check(directory, {prefix + name: shape for name, shape in tensors.items()}, reader.shapes)
+    _rotary_buffer(cfg, reader)
     abstract, _ = molmoact2.abstract(cfg)
 
     def leaf(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -78,9 +82,11 @@ def _assemble(reader: Reader, prefix: str, parts: list[rules.Part], shape: tuple
     out = np.empty(shape, dtype or reader.dtype(prefix + parts[0].name))
 
     def fill(part: rules.Part) -> None:
-        target = out if part.layer is None else out[part.layer, ...]
-        rows = reader.read(prefix + part.name, part.rows).astype(out.dtype, copy=False)
-        target[...] = rules.to_leaf(rows, target.shape, part.rule)
+        target = rules.as_rows(out if part.layer is None else out[part.layer, ...], part.rule)
+        step = max(1, CHUNK_BYTES * len(target) // max(1, target.nbytes))
+        for start in range(0, len(target), step):
+            rows = slice(part.rows.start + start, min(part.rows.start + start + step, part.rows.stop))
+            target[start : start + step] = reader.read(prefix + part.name, rows)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(fill, parts))
@@ -112,6 +118,26 @@ def _check(directory: Path, expected: dict[str, tuple[int, ...]], found: dict[st
         )
 
 
+def _rotary_buffer(cfg: ModelConfig, reader: Reader | None) -> np.ndarray:
+    """Returns the rotary frequencies f32[head_dim / 2] of a model: the stored ones, where there are tensors of it.
+
+    Raises:
+      ValueError: those stored are of another base than the configuration's.
+    """
+    computed = ops.frequencies(cfg.llm.rope_base, cfg.llm.head_dim)
+    stored = [name for name in reader.shapes if name.endswith("rotary_emb.inv_freq")] if reader else []
+    if not reader or not stored:
+        return computed
+    found = reader.read(stored[0])
+    rounding = 1e-5 if found.dtype.itemsize > 2 else 1e-2
+    if found.shape != computed.shape or not np.allclose(found.astype(np.float32), computed, rtol=rounding, atol=0):
+        raise ValueError(
+            f"{stored[0]}: not the frequencies of rope_theta {cfg.llm.rope_base:g} and head_dim {cfg.llm.head_dim}, "
+            "expected those of text_config in config.json. Use the config.json that was saved with these tensors."
+        )
+    return found
+
+
 def export(cfg: ModelConfig, params: Params, directory: Path, side_files: Path | None = None) -> None:
     """Writes a directory in the released format.
 
@@ -123,53 +149,57 @@ def export(cfg: ModelConfig, params: Params, directory: Path, side_files: Path |
         it describes the same model) are copied along.
 
     Raises:
-      ValueError: a model that the released classes cannot run.
+      ValueError: a model that the released classes cannot run; weights that are not its.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_tensors(cfg, params, directory)
-    if side_files is not None:
-        copy_side_files(pathlib.Path(side_files), directory)
-    source = None if side_files is None else pathlib.Path(side_files) / "config.json"
-    if source is not None and source.is_file() and config_json.load(source.parent) == cfg:
-        shutil.copyfile(source, directory / "config.json")
+    sides = None if side_files is None else pathlib.Path(side_files)
+    same = sides is not None and (sides / "config.json").is_file() and config_json.load(sides) == cfg
+    source = Reader(sides) if sides is not None and same and any(sides.glob("*.safetensors")) else None
+    _write_tensors(cfg, params, directory, _rotary_buffer(cfg, source))
+    if sides is not None:
+        copy_side_files(sides, directory)
+    if sides is not None and same:
+        shutil.copyfile(sides / "config.json", directory / "config.json")
     else:
-        (directory / "config.json").write_text(
-            json.dumps(config_write.to_released(cfg), indent=2, sort_keys=True) + "\n"
-        )
+        text = json.dumps(config_write.to_released(cfg), indent=2, sort_keys=True)
+        (directory / "config.json").write_text(text + "\n")
 
 
-def _write_tensors(cfg: ModelConfig, params: Params, directory: pathlib.Path) -> None:
+def _write_tensors(cfg: ModelConfig, params: Params, directory: pathlib.Path, frequencies: np.ndarray) -> None:
     tensors, parts = rules.expand(rules.released(cfg), cfg)
     leaves = {paths.name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    blocks: dict[str, list[tuple[rules.Part, str]]] = {}
+    if leaves.keys() != parts.keys():
+        differing = sorted(leaves.keys() ^ parts.keys())
+        raise ValueError(
+            f"export: parameters differ from the model in {', '.join(differing[:8])}, expected plain stacked weights. "
+            "Merge LoRA, and export what was loaded or trained rather than a policy's split layers."
+        )
+    blocks: dict[str, Blocks] = {}
     for leaf, all_parts in parts.items():
         for part in all_parts:
             blocks.setdefault(part.name, []).append((part, leaf))
-    dtype = leaves["llm/embedding/table"].dtype
-    names = [*sorted(tensors, key=lambda name: (blocks[name][0][1], name)), BUFFER]
-    shapes = {**tensors, BUFFER: (cfg.llm.head_dim // 2,)}
-    shards = _shards({name: int(np.prod(shapes[name])) * dtype.itemsize for name in names})
-    weight_map = {}
+    sizes = {name: math.prod(tensors[name]) * leaves[blocks[name][0][1]].dtype.itemsize for name in tensors}
+    names = sorted(tensors, key=lambda name: (blocks[name][0][1], name))
+    shards = _shards({**{name: sizes[name] for name in names}, BUFFER: frequencies.nbytes})
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        data = {name: _tensor(cfg, name, blocks.get(name, []), leaves) for name in shard}
+        data = {name: frequencies if name == BUFFER else _tensor(blocks[name], leaves) for name in shard}
         safetensors.numpy.save_file(data, directory / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
         _log.info("wrote %s, %d tensors", file, len(shard))
     if len(shards) > 1:
-        total = sum(int(np.prod(shapes[name])) * dtype.itemsize for name in names)
+        total = sum(sizes.values()) + frequencies.nbytes
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _tensor(cfg: ModelConfig, name: str, blocks: list, leaves: dict[str, jax.Array]) -> np.ndarray:
-    if name == BUFFER:
-        return ops.frequencies(cfg.llm.rope_base, cfg.llm.head_dim)
+def _tensor(blocks: Blocks, leaves: dict[str, jax.Array]) -> np.ndarray:
     rows = []
     for part, leaf in sorted(blocks, key=lambda block: block[0].rows.start):
         value = leaves[leaf] if part.layer is None else leaves[leaf][part.layer]
-        rows.append(rules.to_tensor(np.asarray(value), part.rule))
+        rows.append(rules.as_rows(np.asarray(value), part.rule))
     return np.ascontiguousarray(np.concatenate(rows))
 
 

@@ -189,12 +189,7 @@ def _stored(shape: Shape, rule: Rule) -> Shape:
     return (math.prod(shape[rule.inputs :]), math.prod(shape[: rule.inputs]))
 
 
-def to_leaf(tensor: np.ndarray, shape: Shape, rule: Rule) -> np.ndarray:
-    """Turns rows of a released tensor into one layer of our leaf."""
-    return (tensor.T if rule.inputs else tensor).reshape(shape)
-
-
-def to_tensor(leaf: np.ndarray, rule: Rule) -> np.ndarray:
-    """Turns one layer of our leaf into rows of a released tensor."""
+def as_rows(leaf: np.ndarray, rule: Rule) -> np.ndarray:
+    """Views one layer of our leaf, contiguous in memory, as rows of a released tensor, to read or to write."""
     stored = _stored(leaf.shape, rule)
     return leaf.reshape(stored[::-1]).T if rule.inputs else leaf.reshape(stored)

@@ -87,6 +87,8 @@ def _header(file: pathlib.Path) -> tuple[int, dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{file}: header is not JSON ({error}), expected a safetensors file.") from error
     header.pop("__metadata__", None)
+    if strange := [f"{name} {entry['dtype']}" for name, entry in header.items() if entry["dtype"] not in DTYPES]:
+        raise ValueError(f"{file}: {', '.join(strange[:8])}, expected one of {', '.join(DTYPES)}. Convert the tensors.")
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if 8 + length + end != size:
         raise ValueError(
