@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -11,6 +14,42 @@ from molmoact2_jax.data import depth
 
 KINDS = ("disparity", "metric")
 SUFFIXES = (".npy", ".png")
+
+
+class Maps(Protocol):
+    """Depth maps by the dataset's own number of the episode."""
+
+    def __call__(self, episode: int, frames: Sequence[int]) -> list[np.ndarray]:
+        """Returns one map [H, W] per frame."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MapFiles:
+    """Depth maps in files: `episode_000003.npy` [T, H, W], or `episode_000003/000017.png` (or `.npy`) per frame."""
+
+    root: pathlib.Path
+
+    def __call__(self, episode: int, frames: Sequence[int]) -> list[np.ndarray]:
+        name = f"episode_{episode:06}"
+        stacked = self.root / f"{name}.npy"
+        if stacked.exists():
+            return self._rows(stacked, frames)
+        return [read(self._file(name, frame)) for frame in frames]
+
+    def _rows(self, path: pathlib.Path, frames: Sequence[int]) -> list[np.ndarray]:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if values.ndim != 3 or len(values) <= max(frames):
+            raise ValueError(f"{path}: shape {list(values.shape)}, expected [T, H, W] with T > {max(frames)}.")
+        return [np.asarray(values[frame]) for frame in frames]
+
+    def _file(self, name: str, frame: int) -> pathlib.Path:
+        places = [self.root / name / f"{frame:06}{suffix}" for suffix in SUFFIXES]
+        found = next((path for path in places if path.exists()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"{self.root}: no depth map of {name}, frame {frame}, expected {name}.npy or {name}/{frame:06}.png."
+            )
+        return found
 
 
 def prepare(values: np.ndarray, kind: str = "disparity") -> np.ndarray:
@@ -36,10 +75,7 @@ def prepare(values: np.ndarray, kind: str = "disparity") -> np.ndarray:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """Reads one depth map, or several stacked in one file.
-
-    Args:
-      path: `.npy` (no pickles), [H, W] or [T, H, W]; or a `.png` of one channel, 8 or 16 bits.
+    """Reads one depth map [H, W]: a `.npy` file without pickles, or a `.png` of one channel, 8 or 16 bits.
 
     Raises:
       ValueError: another suffix or shape.
@@ -47,11 +83,8 @@ def read(path: pathlib.Path) -> np.ndarray:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"depth_maps.read: {path}, expected one of {SUFFIXES}.")
     values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
-    if values.ndim not in ((2, 3) if path.suffix == ".npy" else (2,)):
-        raise ValueError(
-            f"depth_maps.read: {path} has shape {list(values.shape)}, expected [H, W]"
-            f"{' or [T, H, W]' if path.suffix == '.npy' else '. Save depth as a picture of one channel'}."
-        )
+    if values.ndim != 2:
+        raise ValueError(f"depth_maps.read: {path} has shape {list(values.shape)}, expected [H, W], one channel.")
     return values
 
 
