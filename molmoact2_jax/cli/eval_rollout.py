@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     registry.require_tasks(args.env, args.tasks)
     policy = Policy.from_pretrained(args.checkpoint, dtype=args.dtype)
     if args.random_weights:
-        policy = scorecard.untrained(policy)
+        policy = scorecard.untrained(policy, args.dtype)
     protocol = _protocol(args, policy)
     with meter.Meter("rollout", "episodes") as progress:
         done = rollout.run(protocol, _planner(args, policy, protocol), lambda n, total, _: progress(n, total))

@@ -45,10 +45,14 @@ def planner(policy: Policy, executed: int, **options: Any) -> rollout.Planner:
     return plan
 
 
-def untrained(policy: Policy, seed: int = 0) -> Policy:
-    """Returns the same model with the weights that training would start from."""
-    params, _ = plain.unbox(molmoact2.init(policy.cfg, jax.random.key(seed)))
-    return Policy(policy.host, params)
+def untrained(policy: Policy, dtype: str, seed: int = 0) -> Policy:
+    """Returns the same model with the weights that training would start from, in the dtype to compute in."""
+
+    def make(key: jax.Array) -> plain.Params:
+        weights, _ = plain.unbox(molmoact2.init(policy.cfg, key))
+        return jax.tree.map(lambda w: w.astype(dtype), weights)
+
+    return Policy(policy.host, jax.jit(make)(jax.random.key(seed)))
 
 
 def fit(tag: Tag, name: str, spec: Spec, horizon: int) -> tuple[str, ...]:
