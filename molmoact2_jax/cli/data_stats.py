@@ -9,13 +9,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from molmoact2_jax.cli import dataset
-from molmoact2_jax.data import fit_report, norm_stats, normalize, oxe, stats
+from molmoact2_jax.cli import dataset, stats_table
+from molmoact2_jax.data import fit_report, lerobot_meta, norm_stats, normalize, oxe, stats
 
 EPILOG = (
-    "Several datasets give the exact statistics of their union. Several norm_stats.json files of the same --tag are "
-    "merged as released: quantiles become averages weighted by count, which the result says. Exit status 1 where "
-    "--fit finds errors."
+    "Several datasets give the exact statistics of their union. Where only statistics are at hand, several files "
+    "(norm_stats.json with the same --tag, or meta/stats.json of LeRobot datasets) are merged as released: quantiles "
+    "become averages weighted by count, which the result says. Exit status 1 where --fit finds errors, or a channel "
+    "moves over far more than the scale it is divided by (--allow-dead accepts that)."
 )
 
 
@@ -37,6 +38,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--setup", help="the robot in words, for the prompt")
     parser.add_argument("--control", help="the kind of action in words, for the prompt")
     parser.add_argument("--normalize-gripper", action="store_true", default=None, help="normalise grippers like joints")
+    parser.add_argument("--allow-dead", action="store_true", help="accept channels with a dead scale")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -56,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
         content = norm_stats.to_json(norm_stats.NormStats(args.mode, {name: tag}))
         print(json.dumps(content | {"fit": {key: report.to_json() for key, report in reports.items()}}, indent=1))
     else:
-        _show(name, tag, args.mode)
+        stats_table.show(name, tag, args.mode)
         for key, report in reports.items():
-            _show_fit(key, args.fit, report)
-    return int(any(f.severity == "error" for report in reports.values() for f in report.findings))
+            stats_table.show_fit(key, args.fit, report)
+    dead = not args.allow_dead and any(normalize.dead_scales(getattr(tag, k), args.mode) for k in ("action", "state"))
+    return int(dead or any(f.severity == "error" for report in reports.values() for f in report.findings))
 
 
 def _numbers(args: argparse.Namespace) -> list[stats.Numbers]:
@@ -74,7 +77,13 @@ def _numbers(args: argparse.Namespace) -> list[stats.Numbers]:
 def _merged(args: argparse.Namespace) -> norm_stats.Tag:
     if not args.tag:
         raise ValueError("--tag: missing, expected the name of the robot in the files to merge.")
-    return stats.merge([norm_stats.load(path).tag(args.tag) for path in args.dataset])
+    return stats.merge([_stored(args, pathlib.Path(path)) for path in args.dataset])
+
+
+def _stored(args: argparse.Namespace, path: pathlib.Path) -> norm_stats.Tag:
+    if path.name == "stats.json" and path.parent.name == "meta":
+        return stats.of_lerobot(path.parent.parent, _facts(args, lerobot_meta.read(path.parent.parent)))
+    return norm_stats.load(path).tag(args.tag)
 
 
 def _known(meaning: str | None) -> str:
@@ -84,7 +93,7 @@ def _known(meaning: str | None) -> str:
     return name if name in oxe.TAGS else ""
 
 
-def _facts(args: argparse.Namespace, numbers: stats.Numbers) -> norm_stats.Tag:
+def _facts(args: argparse.Namespace, numbers: stats.Numbers | lerobot_meta.Meta) -> norm_stats.Tag:
     """What the file says besides numbers: by the released tag, the arguments, or the dataset."""
     known = oxe.TAGS.get(_known(args.meaning), dataset.OWN)
     horizon = args.horizon or known.horizon or max(1, round(numbers.fps))
@@ -112,31 +121,3 @@ def _write(args: argparse.Namespace, name: str, tag: norm_stats.Tag) -> None:
     if known.mode != args.mode:
         raise ValueError(f"{args.out}: normalises by {known.mode}, expected {args.mode}. Choose --mode {known.mode}.")
     norm_stats.save(args.out, dataclasses.replace(known, tags={**known.tags, name: tag}))
-
-
-def _show(name: str, tag: norm_stats.Tag, mode: str) -> None:
-    assert tag.provenance is not None
-    print(f"{name}: quantiles {tag.provenance['quantiles']}, digest {tag.provenance['digest'][:16]}")
-    for kind in ("action", "state"):
-        found = getattr(tag, kind)
-        fields = ("min", "q01", "q50", "q99", "max", "mean", "std")
-        print(f"{kind}, {found.count} frames\n  {'':<24}" + "".join(f"{field:>11}" for field in fields))
-        for c in range(found.width):
-            row = "".join(f"{getattr(found, field)[c]:>11.4g}" for field in fields)
-            print(f"  {found.name(c):<24}{row}{'' if found.mask[c] else '  passes through raw'}")
-        for words in normalize.dead_scales(found, mode):
-            print(f"  error    dead scale: {words}")
-
-
-def _show_fit(dataset_name: str, checkpoint: pathlib.Path, report: fit_report.FitReport) -> None:
-    print(f"fit of {dataset_name} to {checkpoint}")
-    for channel in report.channels:
-        own, tag = f"[{channel.low:.4g}, {channel.high:.4g}]", f"[{channel.tag_low:.4g}, {channel.tag_high:.4g}]"
-        print(
-            f"  {channel.kind:<7}{channel.channel:>2} {channel.name:<20} {channel.outside:>7.2%} outside  "
-            f"own {own:<22} tag {tag:<22} {channel.suspect}"
-        )
-    for finding in report.findings:
-        print(f"  {finding.severity:<8} {finding.check}: {finding.message}")
-    if not report.findings:
-        print("  nothing to remark")

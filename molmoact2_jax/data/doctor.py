@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from molmoact2_jax.data import checks, findings, picture_checks, quarantine
+from molmoact2_jax.data import checks, findings, picture_checks, quarantine, table
 from molmoact2_jax.data.findings import Finding
 from molmoact2_jax.data.source import EpisodeSource, SampleError
 
@@ -80,7 +80,7 @@ def examine(
     source: EpisodeSource,
     options: Options,
     known: Sequence[quarantine.Entry] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = table.silent,
 ) -> Report:
     """Runs every check on a source.
 

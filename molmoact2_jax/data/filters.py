@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from molmoact2_jax.data import checks, quarantine
+from molmoact2_jax.data import checks, quarantine, table
 from molmoact2_jax.data.source import EpisodeSource, SampleError
 
 
@@ -41,7 +41,7 @@ class Rules:
 
 
 def entries(
-    source: EpisodeSource, rules: Rules, progress: Callable[[int, int], None] = lambda done, total: None
+    source: EpisodeSource, rules: Rules, progress: Callable[[int, int], None] = table.silent
 ) -> Iterator[quarantine.Entry]:
     """Yields what the rules leave out, frame by frame or as whole episodes.
 

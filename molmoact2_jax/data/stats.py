@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from molmoact2_jax.data import norm_stats
+from molmoact2_jax.data import lerobot_meta, norm_stats, table
 from molmoact2_jax.data.source import EpisodeSource
 
 LEVELS = {name: int(name[1:]) / 100 for name in norm_stats.QUANTILES}
 EXACT, AVERAGED = "exact", "averages weighted by count, not those of the union"
+STORED = "as the dataset's own file has them"
+_STATE = "observation.state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +139,38 @@ def _agreed(datasets: Sequence[Numbers], kind: str) -> tuple[str, ...]:
     return next(iter(layouts))
 
 
+def of_lerobot(root: str | os.PathLike[str], facts: norm_stats.Tag) -> norm_stats.Tag:
+    """Reads the statistics that a LeRobot dataset brings in `meta/stats.json`, where its columns are not at hand.
+
+    Args:
+      root: of the dataset; only its metadata is read.
+      facts: names the columns (`action_key`, `state_keys`); everything but the statistics is kept.
+
+    Raises:
+      ValueError: no such file, a feature without statistics, or one of another width than its names.
+    """
+    path = pathlib.Path(root) / "meta" / "stats.json"
+    if not path.exists():
+        raise ValueError(f"{path}: missing, expected beside info.json. Compute statistics from the columns instead.")
+    stored, meta = json.loads(path.read_text("utf-8")), lerobot_meta.read(pathlib.Path(root))
+    found: dict[str, Any] = {}
+    for kind, keys in (("action", (facts.action_key or "action",)), ("state", facts.state_keys or (_STATE,))):
+        absent = [key for key in keys if key not in stored]
+        if absent:
+            raise ValueError(
+                f"{path}: no statistics of {absent}, expected {list(keys)}. Compute them from the columns."
+            )
+        names = tuple(name for key in keys for name in meta.channels(key))
+        shared = [field for field in norm_stats.CHANNEL_FIELDS if all(field in stored[key] for key in keys)]
+        values = {field: [v for key in keys for v in np.ravel(stored[key][field]).tolist()] for field in shared}
+        mask = norm_stats.gripper_mask(names, len(names), normalize_gripper=bool(facts.normalize_gripper))
+        known = {"names": names, "mask": mask, "count": stored[keys[0]].get("count")}
+        found[kind] = dataclasses.replace(norm_stats.stats_from_json(values | known), source={})
+        norm_stats.check_stats(found[kind], "none", f"{path}, {list(keys)}")
+    origin = {"name": pathlib.Path(root).resolve().name, "frames": found["action"].count}
+    return _sign(dataclasses.replace(facts, **found), STORED, [origin])
+
+
 def merge(tags: Sequence[norm_stats.Tag]) -> norm_stats.Tag:
     """Joins tags of which only the statistics are at hand, as released: quantiles become averages weighted by count.
 
@@ -168,7 +205,7 @@ def intact(tag: norm_stats.Tag) -> bool | None:
 def measure_sources(
     sources: Sequence[EpisodeSource],
     facts: norm_stats.Tag,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = table.silent,
 ) -> norm_stats.Tag:
     """Reads sources one after another, calling `progress` with (datasets read, all), and measures them."""
     datasets = []

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -56,6 +57,27 @@ def test_statistics_of_a_union_are_exact_and_those_of_files_are_not(sound, tmp_p
     assert merged.provenance["quantiles"] == stats.AVERAGED and union.provenance["quantiles"] == stats.EXACT
     assert merged.action.count == union.action.count == 2 * sum(formats.LENGTHS)
     assert len(union.provenance["datasets"]) == 2
+
+
+def test_statistics_that_datasets_bring_are_merged_without_their_columns(sound, tmp_path):
+    files = [tmp_path / name / "meta" / "stats.json" for name in "ab"]
+    for path in files:
+        shutil.copytree(sound[formats.V3] / "meta", path.parent)
+    assert run("stats", *files, "--tag", "arm", "--out", tmp_path / "merged.json") == 0
+    merged = norm_stats.load(tmp_path / "merged.json").tag("arm")
+    assert merged.action.count == 2 * sum(formats.LENGTHS) and merged.horizon == 10
+    assert merged.provenance["quantiles"] == stats.AVERAGED
+
+
+def test_a_dead_scale_is_refused_unless_it_is_allowed(tmp_path, capsys):
+    made = formats.smooth((120, 100))
+    for episode in made:
+        episode.state[:, 2] = 0
+    made[0].state[7, 2] = 5
+    directory = formats.write(formats.V3, tmp_path / "data", made)
+    assert run("stats", directory) == 1
+    assert "dead scale: channel 2 (joint_2.pos): q99 - q01 = 0 but it moves from 0 to 5" in capsys.readouterr().out
+    assert run("stats", directory, "--allow-dead") == 0
 
 
 def test_a_fit_to_a_checkpoint_names_units_and_fails(sound, tmp_path, capsys):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import time
 
+import formats
 import numpy as np
 import pytest
 
@@ -177,3 +178,18 @@ def test_rate_cameras_width_and_convention_are_compared():
     assert {"rate", "cameras", "convention"} <= checks
     narrow = dataclasses.replace(numbers, state=numbers.state[:, :2], state_names=("j0", "j1"))
     assert "state has 2 channels" in kinds(fit_report.fit(narrow, tag, "q01_q99"), "width")[0]
+
+
+def test_the_file_of_a_lerobot_dataset_gives_the_statistics_of_its_columns(tmp_path):
+    directory = formats.write(formats.V3, tmp_path / "data", formats.smooth())
+    facts = dataclasses.replace(FACTS, action_key="action", state_keys=("observation.state",))
+    stored = stats.of_lerobot(directory, facts)
+    exact = stats.measure_sources([formats.open_source(formats.V3, directory)], facts)
+    assert stored.action.names == exact.action.names and stored.action.mask == exact.action.mask
+    np.testing.assert_allclose(stored.state.q01, exact.state.q01, rtol=1e-6)
+    assert stored.provenance["quantiles"] == stats.STORED
+    twice = stats.merge([stored, stored])
+    assert twice.action.count == 54 and twice.provenance["quantiles"] == stats.AVERAGED
+    (directory / "meta" / "stats.json").unlink()
+    with pytest.raises(ValueError, match=r"stats\.json: missing"):
+        stats.of_lerobot(directory, facts)
