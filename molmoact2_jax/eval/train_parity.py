@@ -133,7 +133,7 @@ def _tensors(cfg: ModelConfig, tree: Params) -> Callable[[str], np.ndarray]:
         found = [(part, leaf) for leaf, mine in parts.items() for part in mine if part.name == name]
         found.sort(key=lambda each: each[0].rows.start)
         rows_ = (leaves[leaf] if part.layer is None else leaves[leaf][part.layer] for part, leaf in found)
-        return np.concatenate([rules.to_tensor(value, part.rule) for value, (part, _) in zip(rows_, found)])
+        return np.concatenate([rules.as_rows(value, part.rule) for value, (part, _) in zip(rows_, found)])
 
     return find
 
