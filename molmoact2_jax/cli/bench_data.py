@@ -38,6 +38,7 @@ def register(subparsers: Any) -> None:
         "--order", choices=orders, default=orders[0], help="decode single frames, or runs of neighbours"
     )
     parser.add_argument("--frames", type=int, default=500, help="frames to decode and examples to make (default: 500)")
+    parser.add_argument("--crop-size", type=int, metavar="PIXELS", help="resize to this (default: the checkpoint's)")
     parser.add_argument("--tokens", type=int, default=2100, help="of a row (default: 2100)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of frames")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     cv2.setNumThreads(1)
     cfg = config_json.load(args.checkpoint)
     sides = feed.Sides.load(args.checkpoint, cfg)
+    if args.crop_size:
+        sides = _resized(sides, args.crop_size)
     source = dataset.open_source(args, args.dataset)
     entry = recipe.RobotSet(args.dataset, args.tag or source.name)
     choices = recipe.DataConfig(robots=(entry,), tokens=args.tokens, robot={"action_format": "continuous"})
@@ -66,6 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _drawn(source: EpisodeSource, count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).choice(np.flatnonzero(source.valid), count).tolist()
+
+
+def _resized(sides: feed.Sides, size: int) -> feed.Sides:
+    processor = dataclasses.replace(sides.encoding.processor, image_size=size)
+    return dataclasses.replace(sides, encoding=dataclasses.replace(sides.encoding, processor=processor))
 
 
 def _own_statistics(sides: feed.Sides, source: EpisodeSource) -> feed.Sides:

@@ -177,9 +177,11 @@ def test_a_meaning_of_ones_own_is_read_from_a_file_and_checked(tmp_path, row):
 
 @pytest.mark.parametrize(("kind", "first"), [(formats.V3, "decode"), (formats.PICTURES, "read")])
 def test_the_bench_times_every_stage(kind, first, sound, golden, capsys):
-    words = ["data", str(sound[kind]), "--checkpoint", str(golden / "tiny"), "--frames", "20", "--json"]
+    words = ["data", str(sound[kind]), "--checkpoint", str(golden / "tiny"), "--frames", "20"]
+    words += ["--crop-size", "98", "--json"]
     assert main.dispatch(words, {"data": main.Command("bench_data", "")}, "molmoact2 bench") == 0
     content = json.loads(capsys.readouterr().out)
+    assert content["crop_size"] == 98
     names = [stage["name"] for stage in content["stages"]]
     expected = ["read", "decode", "resize", "tokenise", "pack", "batches"]
     assert names == expected[expected.index(first) :]
