@@ -10,6 +10,7 @@ COMMANDS: dict[str, main.Command] = {
     "stats": main.Command("data_stats", "exact statistics from columns; how a dataset fits a checkpoint"),
     "check": main.Command("data_check", "examines a dataset, writes what to quarantine"),
     "preview": main.Command("data_preview", "cameras, channels and prompts on one page"),
+    "depth": main.Command("data_depth", "depth codes, buffers and update masks beside a LeRobot dataset"),
     "filter": main.Command("data_filter", "leaves out idle frames, short episodes, tasks"),
     "repack": main.Command("data_repack", "copies a dataset into ArrayRecord files of ready pictures"),
     "annotate": main.Command("data_annotate", "gives the episodes of a LeRobot dataset richer instructions"),

@@ -163,6 +163,15 @@ def decode(cfg: DepthVQConfig, params: Params, codes: jax.Array) -> jax.Array:
     return reconstruct(cfg, params, params[CODEBOOK][codes])
 
 
+def levels(cfg: DepthVQConfig, params: Params) -> jax.Array:
+    """Returns f32[codes], the mean depth of a map of only that code: how near each code is, for drawings."""
+
+    def level(code: jax.Array) -> jax.Array:
+        return decode(cfg, params, jnp.full((1, cfg.grid**2), code)).mean()
+
+    return jax.lax.map(level, jnp.arange(cfg.num_codes))
+
+
 def _run(layers: list[Layer], params: Params, x: jax.Array) -> jax.Array:
     for layer in layers:
         x = _apply(layer, params, x) if isinstance(layer, Conv) else x + _run(list(layer), params, x)
