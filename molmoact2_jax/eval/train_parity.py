@@ -12,7 +12,7 @@ import numpy as np
 
 from molmoact2_jax.checkpoint import rules
 from molmoact2_jax.config import ModelConfig
-from molmoact2_jax.eval import parity
+from molmoact2_jax.eval import golden
 from molmoact2_jax.models import flow
 from molmoact2_jax.nn import params as params_lib
 from molmoact2_jax.nn import paths
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # of the largest value
 Arrays = Mapping[str, np.ndarray]
 
 
-def rows(oracle: parity.Oracle) -> Iterator[parity.Row]:
+def rows(oracle: golden.Oracle) -> Iterator[golden.Row]:
     """Yields a row for every recorded training array."""
     if "train/input_ids" not in oracle.arrays:
         return
@@ -33,7 +33,7 @@ def rows(oracle: parity.Oracle) -> Iterator[parity.Row]:
             oracle.cfg, kind == "ki", params, _rows(oracle), _draws(oracle.arrays)
         )
         for name in ("lm_loss", "flow_loss", "velocity"):
-            yield parity.compare(f"train/{kind}/{name}", found[name], oracle.arrays[f"train/{kind}/{name}"], TOLERANCE)
+            yield golden.compare(f"train/{kind}/{name}", found[name], oracle.arrays[f"train/{kind}/{name}"], TOLERANCE)
         yield from _gradients(oracle, kind, grads)
     yield from _adamw(oracle, params, grads)
 
@@ -45,7 +45,7 @@ def _stacked(params: Params) -> Params:
     }
 
 
-def _rows(oracle: parity.Oracle) -> losses.Rows:
+def _rows(oracle: golden.Oracle) -> losses.Rows:
     """One row with one example: the recorded prompt with its answer, loss on the answer, one chunk."""
     recorded = oracle.arrays
     tokens = recorded["train/input_ids"].astype(np.int32)
@@ -100,7 +100,7 @@ def _evaluate(cfg: ModelConfig, insulate: bool, params: Params, rows: losses.Row
     return found, grads
 
 
-def _gradients(oracle: parity.Oracle, kind: str, grads: Params) -> Iterator[parity.Row]:
+def _gradients(oracle: golden.Oracle, kind: str, grads: Params) -> Iterator[golden.Row]:
     """Compares gradients of some tensors, of which the first rows (of the head: chosen rows) are recorded.
 
     The scale is the tensor's largest value, but no less than a hundredth of the largest of all: a gradient far below
@@ -115,7 +115,7 @@ def _gradients(oracle: parity.Oracle, kind: str, grads: Params) -> Iterator[pari
         # The recorder clipped gradients in place before it stored those of the second run, except copies of rows.
         ours = (clipped if kind == "noki" and not _is_head(tensor) else plain)(tensor)
         ours = ours[recorded["train/head_rows"]] if _is_head(tensor) else ours[: len(recorded[name])]
-        row = parity.compare(name, ours, recorded[name], TOLERANCE)
+        row = golden.compare(name, ours, recorded[name], TOLERANCE)
         largest = float(np.abs(recorded[name]).max())
         yield dataclasses.replace(row, error=row.error * largest / max(largest, least))
 
@@ -138,12 +138,12 @@ def _tensors(cfg: ModelConfig, tree: Params) -> Callable[[str], np.ndarray]:
     return find
 
 
-def _adamw(oracle: parity.Oracle, params: Params, grads: Params) -> Iterator[parity.Row]:
+def _adamw(oracle: golden.Oracle, params: Params, grads: Params) -> Iterator[golden.Row]:
     """Checks the norms that clip, then takes the recorded first step from the recorded gradients at peak rates."""
     recorded, prefix = oracle.arrays, "train/adamw/delta/"
     for group, norm in optim.group_norms(grads).items():
         name = f"train/adamw/norm/{group}"
-        yield parity.compare(name, norm, recorded[name], TOLERANCE)
+        yield golden.compare(name, norm, recorded[name], TOLERANCE)
     weights, groups = _tensors(oracle.cfg, params), _tensors_groups(oracle.cfg)
     for name in sorted(n for n in recorded if n.startswith(prefix)):
         tensor = name.removeprefix(prefix)
@@ -152,7 +152,7 @@ def _adamw(oracle: parity.Oracle, params: Params, grads: Params) -> Iterator[par
         gradient = gradient * min(1.0, 1 / (norm + 1e-6)) if _is_head(tensor) else gradient
         weight = weights(tensor)
         weight = weight[recorded["train/head_rows"]] if _is_head(tensor) else weight[: len(gradient)]
-        row = parity.compare(name, _step(gradient, weight, group), recorded[name], TOLERANCE)
+        row = golden.compare(name, _step(gradient, weight, group), recorded[name], TOLERANCE)
         rounding = float(np.spacing(np.abs(weight).max())) / float(np.abs(recorded[name]).max())
         yield dataclasses.replace(row, tolerance=TOLERANCE + rounding, note="and one rounding of the weight")
 
