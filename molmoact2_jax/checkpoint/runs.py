@@ -6,6 +6,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +17,10 @@ from molmoact2_jax import config
 from molmoact2_jax.checkpoint import config_json, hf, orbax
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import molmoact2
-from molmoact2_jax.nn import lora
+from molmoact2_jax.nn import lora, paths
 from molmoact2_jax.nn.params import Params
+
+Place = Callable[[Params, Any], Any]  # (shapes, words of their axes) -> shardings
 
 RECIPE, MODEL, SIDE, CHECKPOINTS = "recipe.json", "model.json", "side", "checkpoints"
 
@@ -54,24 +58,42 @@ def read_model(directory: str | pathlib.Path) -> ModelConfig:
     return config_json.load(directory)
 
 
-def load(directory: str | pathlib.Path, dtype: Any = jnp.float32, *, merge: bool = True) -> tuple[ModelConfig, Params]:
-    """Loads the newest weights of a run on the default device.
+def load(
+    directory: str | pathlib.Path, dtype: Any = jnp.float32, *, merge: bool = True, place: Place | None = None
+) -> tuple[ModelConfig, Params]:
+    """Loads the newest weights of a run.
 
     Args:
       directory: `run_dir`.
-      dtype: of the parameters.
+      dtype: of the parameters, or a function from a path to it.
       merge: adds LoRA changes to their weights.
+      place: gives the shardings, onto which the weights are read; None takes the default device.
 
     Raises:
       ValueError: the run has no intact checkpoint yet.
     """
     directory = pathlib.Path(directory)
     cfg, recipe = read_model(directory), read_recipe(directory) or {}
-    shapes, words = molmoact2.abstract(cfg)
+    plain, words = molmoact2.abstract(cfg)
+    place = place or _on_one_device
+    shapes, known = plain, words
     if recipe.get("lora"):
         attach = lora.LoRAConfig(**recipe["lora"])
-        shapes = jax.eval_shape(lambda p: lora.attach(p, words, attach, jax.random.key(0)), shapes)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), shapes)
+        shapes = jax.eval_shape(lambda p: lora.attach(p, words, attach, jax.random.key(0)), plain)
+        known = lora.attach_words(words, attach)
+
+    def target(path: Any, x: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+        name = paths.name(path).removesuffix("/base")
+        kind = dtype(name) if isinstance(dtype, types.FunctionType) else dtype
+        return jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
+
+    wanted = jax.tree_util.tree_map_with_path(target, shapes, place(shapes, known))
     params = orbax.read_params(directory / CHECKPOINTS, wanted)
-    return cfg, lora.merge(params) if merge else params
+    if not merge or not recipe.get("lora"):
+        return cfg, params
+    return cfg, jax.device_put(lora.merge(params), place(plain, words))
+
+
+def _on_one_device(shapes: Params, words: Any) -> Params:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: one, shapes)

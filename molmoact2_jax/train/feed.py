@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import importlib
 import logging
 import pathlib
@@ -25,6 +26,7 @@ from molmoact2_jax.data import (
     robot,
     robot_options,
     table,
+    vlm_registry,
 )
 from molmoact2_jax.data.example import Dataset, Encoding
 from molmoact2_jax.data.source import EpisodeSource
@@ -97,6 +99,20 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
     return opened, held
 
 
+def expand(entry: RobotSet) -> list[RobotSet]:
+    """Lists the datasets that an entry stands for: one for each directory that matches, if its path is a pattern.
+
+    Raises:
+      ValueError: a pattern that matches nothing.
+    """
+    if not glob.has_magic(entry.path):
+        return [entry]
+    found = sorted(glob.glob(entry.path))
+    if not found:
+        raise ValueError(f"data.robots: {entry.path!r} matches nothing, expected directories of datasets. Correct it.")
+    return [dataclasses.replace(entry, path=path) for path in found]
+
+
 def _meaning(entry: RobotSet, tag: norm_stats.Tag) -> oxe.Row | oxe.Tag | str:
     """Finds what explains a dataset: a name in the tables, "module:attribute", or else the checkpoint's own tag."""
     name = entry.meaning or entry.tag
@@ -121,9 +137,18 @@ def robot_stream(
     cfg: ModelConfig, data: DataConfig, sides: Sides, opened: Sequence[tuple[RobotSet, EpisodeSource]]
 ) -> Stream:
     """Makes the stream of robot rows."""
-    steps = horizon(cfg, data, sides)
+    datasets, shares, rates = _robots(cfg, data, sides, opened)
+    seed = robot_options.Options(**data.robot).seed
+    return _stream(datasets, shares, rates, row_shape(cfg, data, sides, data.tokens), seed)
+
+
+def _robots(
+    cfg: ModelConfig, data: DataConfig, sides: Sides, opened: Sequence[tuple[RobotSet, EpisodeSource]]
+) -> tuple[list[Dataset], list[mixture.Share], Mapping[str, float]]:
+    """Returns the robot datasets, their shares, and the rates of their tags."""
     base = dict(setup_tokens=cfg.setup_tokens, control_tokens=cfg.control_tokens)
-    options = robot_options.Options(**{**base, **data.robot}, horizon=steps, channels=cfg.action_dim)
+    sizes = dict(horizon=horizon(cfg, data, sides), channels=cfg.action_dim)
+    options = robot_options.Options(**{**base, **data.robot, **sizes})
     datasets: list[Dataset] = []
     shares = []
     for entry, source in opened:
@@ -131,10 +156,7 @@ def robot_stream(
         dataset = robot.RobotDataset(source, about, sides.encoding, options)
         datasets.append(dataset)
         shares.append(mixture.Share(dataset.name, entry.tag, len(dataset), entry.size_factor, entry.rate))
-    rates = data.tag_rates or dict.fromkeys((entry.tag for entry, _ in opened), 1.0)
-    order = np.argsort([d.name for d in datasets])
-    shape = row_shape(cfg, data, sides, data.tokens)
-    return Stream([datasets[i] for i in order], mixture.weights(shares, rates)[order], shape, options.seed)
+    return datasets, shares, data.tag_rates or dict.fromkeys((entry.tag for entry, _ in opened), 1.0)
 
 
 def row_shape(cfg: ModelConfig, data: DataConfig, sides: Sides, tokens: int) -> RowShape:
@@ -150,17 +172,54 @@ def row_shape(cfg: ModelConfig, data: DataConfig, sides: Sides, tokens: int) -> 
     )  # fmt: skip
 
 
+def vlm_stream(cfg: ModelConfig, data: DataConfig, sides: Sides) -> Stream:
+    """Makes the stream of multimodal rows from the sets that are on disk; the others are named in the log."""
+    found = vlm_registry.open_sets(data.vlm_root or "", sides.encoding, data.vlm_mixture)
+    shape = row_shape(cfg, data, sides, data.vlm_tokens)
+    return _stream(found.datasets, found.shares, found.rates, shape, mixture.DATA_SEED)
+
+
+def streams(
+    cfg: ModelConfig, data: DataConfig, sides: Sides, opened: Sequence[tuple[RobotSet, EpisodeSource]]
+) -> dict[str, Stream]:
+    """Makes the streams of a run: robot rows, multimodal rows, both by turns ("separate"), or one of both ("mixed").
+
+    Raises:
+      ValueError: the run names no data.
+    """
+    if not opened and data.vlm_root is None:
+        raise ValueError("data: neither robots nor vlm_root, expected one of them. Name a dataset.")
+    if not opened:
+        return {"vlm": vlm_stream(cfg, data, sides)}
+    if data.vlm_root is None:
+        return {"robot": robot_stream(cfg, data, sides, opened)}
+    if data.vlm == "separate":
+        return {"robot": robot_stream(cfg, data, sides, opened), "vlm": vlm_stream(cfg, data, sides)}
+    datasets, shares, rates = _robots(cfg, data, sides, opened)
+    found = vlm_registry.open_sets(data.vlm_root, sides.encoding, data.vlm_mixture)
+    both = mixture.blended(rates, found.rates, data.vlm_rate)
+    shape = row_shape(cfg, data, sides, data.tokens)
+    return {"robot": _stream([*datasets, *found.datasets], [*shares, *found.shares], both, shape, mixture.DATA_SEED)}
+
+
+def _stream(
+    datasets: Sequence[Dataset], shares: Sequence[mixture.Share], rates: Mapping[str, float], shape: RowShape, seed: int
+) -> Stream:
+    order = np.argsort([d.name for d in datasets])
+    return Stream([datasets[i] for i in order], mixture.weights(shares, rates)[order], shape, seed)
+
+
 def build_loader(
-    cfg: ModelConfig, data: DataConfig, batch_size: int, streams: Mapping[str, Stream], process: tuple[int, int]
+    data: DataConfig, batch_size: int, made: Mapping[str, Stream], process: tuple[int, int]
 ) -> loader.Loader:
     """Makes the loader of process `process[0]` of `process[1]`."""
     options = loader.Options(
         global_batch=batch_size, process=process[0], processes=process[1], workers=data.workers,
         prefetch=data.prefetch, max_damage=data.max_damage,
     )  # fmt: skip
-    return loader.Loader(streams, options, plan.Schedule(tuple(streams), data.vlm_rate))
+    return loader.Loader(made, options, plan.Schedule(tuple(made), data.vlm_rate))
 
 
-def digest(streams: Mapping[str, Stream]) -> dict[str, Any]:
+def digest(made: Mapping[str, Stream]) -> dict[str, Any]:
     """Returns the identity of the data for the checkpoint."""
-    return {name: stream.identity() for name, stream in streams.items()}
+    return {name: stream.identity() for name, stream in made.items()}

@@ -23,8 +23,8 @@ class ModelChoice:
       init_from: directory in the released format, or a run of ours, whose weights enter; None starts from random ones.
       sizes: a preset or a directory with `config.json`; None takes those of `init_from`.
       side_files: directory with tokenizer, processor, statistics and codec; None takes those of `init_from` (or sizes).
-      overrides: fields of `ModelConfig` that differ, such as gate="per_layer", bidirectional_images=False; dotted
-        names reach into its parts ("expert.conditioning").
+      overrides: fields of `ModelConfig` that differ, such as gate="per_layer", bidirectional_images=False; a
+        mapping reaches into a part (expert={"conditioning": "kv_heads"}).
     """
 
     init_from: str | None = None
@@ -38,7 +38,7 @@ class RobotSet:
     """One robot dataset of the mixture.
 
     Attributes:
-      path: directory, with `@0-9,12` for some episodes.
+      path: directory, with `@0-9,12` for some episodes; or a pattern (`data/yam/*`) that stands for one set each.
       tag: robot in the statistics.
       meaning: name of the row or tag that explains its columns; None takes `tag`.
       rate, size_factor: its share among the datasets of its tag (`mixture.Share`).

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from molmoact2_jax.checkpoint import hf, orbax, runs
 from molmoact2_jax.config import ModelConfig
@@ -18,7 +19,7 @@ from molmoact2_jax.nn import lora, paths
 from molmoact2_jax.nn.params import Params
 from molmoact2_jax.parallel import mesh as meshes
 from molmoact2_jax.parallel import partition
-from molmoact2_jax.train import optim, stages, step
+from molmoact2_jax.train import optim, stages, step, vocabulary
 from molmoact2_jax.train.recipe import TrainConfig
 
 Tree = Any
@@ -59,16 +60,11 @@ def prepare(recipe: TrainConfig, devices: Any = None) -> Setup:
     """
     model = stages.target_config(recipe.model)
     shapes, words = molmoact2.abstract(model)
-    plain = optim.trainable(shapes, recipe.frozen, recipe.embedding)
-    if recipe.lora:
-        key = jax.random.key(0)
-        shapes, trained, words = (
-            jax.eval_shape(lambda p: lora.attach(p, words, recipe.lora, key), shapes),
-            _lora_trained(jax.eval_shape(lambda p: lora.attach(p, words, recipe.lora, key), shapes), plain),
-            lora.attach_words(words, recipe.lora),
-        )
-    else:
-        trained = plain
+    trained = optim.trainable(shapes, recipe.frozen, recipe.embedding)
+    if recipe.lora is not None:
+        attach = functools.partial(lora.attach, words=words, cfg=recipe.lora, key=jax.random.key(0))
+        shapes, words = jax.eval_shape(attach, shapes), lora.attach_words(words, recipe.lora)
+        trained = _lora_trained(shapes, trained)
     mesh = meshes.build(recipe.mesh, devices)
     meshes.check_rows(mesh, recipe.batch_size // recipe.accumulation)
     optim.check(recipe.optimizer, recipe.steps)
@@ -96,8 +92,7 @@ def _added_rows(recipe: TrainConfig, model: ModelConfig) -> tuple[int, int] | No
     """The rows of added tokens are those from the first setup token to the end of the base table."""
     if not optim.EMBEDDING[recipe.embedding].added_rows_only:
         return None
-    first = min(i for i in (model.tokens.state_start, model.tokens.action_output) if i is not None)
-    return first - 4, model.llm.vocab_size  # setup and control markers stand before the state tokens
+    return vocabulary.added(model)[0], model.llm.vocab_size
 
 
 def initial_state(setup: Setup) -> step.State:
@@ -118,30 +113,22 @@ def _full(setup: Setup) -> Tree:
 
 
 def _weights(setup: Setup, key: jax.Array) -> Params:
-    shapes, words = molmoact2.abstract(setup.model)
-    placed = partition.shardings(shapes, words, setup.mesh)
-    where = dict(zip(paths.names(shapes), jax.tree.leaves(placed), strict=True))
-    replicated = NamedSharding(setup.mesh, jax.sharding.PartitionSpec())
-
-    def sharding(name: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
-        return where.get(name, replicated)
-
-    source = setup.recipe.model.init_from
-    if source is None:
-        params, notes = stages.enter(setup.model, {}, key, sharding)
-    elif runs.is_run(source):
-        _, params = runs.load(source)
-        params, notes = stages.enter(setup.model, jax.device_put(params, _known(params, where)), key, sharding)
-    else:
-        _, params = hf.load(source, _dtypes(setup), sharding)
-        params, notes = stages.enter(setup.model, params, key, sharding)
+    source, place = setup.recipe.model.init_from, functools.partial(partition.shardings, mesh=setup.mesh)
+    origin: ModelConfig | None = None
+    params: Params = {}
+    if source is not None:
+        origin = runs.read_model(source)
+        stages.compare(setup.model, origin)  # refuses before anything large is read
+        shapes, words = molmoact2.abstract(origin)
+        where = dict(zip(paths.names(shapes), jax.tree.leaves(place(shapes, words)), strict=True))
+        if runs.is_run(source):
+            _, params = runs.load(source, _dtypes(setup), place=place)
+        else:
+            _, params = hf.load(source, _dtypes(setup), lambda name, shape: where[name])
+    params, notes = stages.enter(setup.model, origin, params, key, place)
     for note in notes:
         _log.info("init_from: %s", note)
     return params
-
-
-def _known(params: Params, where: dict[str, Any]) -> Tree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: where[paths.name(path)], params)
 
 
 def _dtypes(setup: Setup) -> Any:
