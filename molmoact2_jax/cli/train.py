@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
 
 def run(argv: list[str]) -> int:
-    """Parses `--config=FILE --config.key=value [--changed]` and runs; returns the exit status."""
+    """Parses `--config=FILE --config.key=value [--changed]` and runs; returns the exit status.
+
+    A run that a signal stopped has saved and ends with status 0, or with MOLMOACT2_PREEMPTED_EXIT where a scheduler
+    must not take it for finished.
+    """
     from absl import flags
     from ml_collections import config_flags
 
@@ -22,9 +27,10 @@ def run(argv: list[str]) -> int:
     if values["config"].value is None:
         raise ValueError("train: no --config, expected --config=FILE of configs/ or of your own.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    print(train(values["config"].value.to_dict(), changed=values["changed"].value))
-    return 0
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    reason = train(values["config"].value.to_dict(), changed=values["changed"].value)
+    print(reason)
+    return 0 if reason == "finished" else int(os.environ.get("MOLMOACT2_PREEMPTED_EXIT", "0"))
 
 
 def train(table: dict[str, Any], *, changed: bool = False) -> str:
@@ -32,18 +38,33 @@ def train(table: dict[str, Any], *, changed: bool = False) -> str:
     import jax
 
     from molmoact2_jax.parallel import processes
+    from molmoact2_jax.serve import cache_dir
     from molmoact2_jax.train import feed, loop, recipe, setup
 
     made = recipe.build(table)
+    cache_dir.enable()
     processes.start()
     prepared = setup.prepare(made)
     sides = feed.Sides.load(setup.side_directory(made), prepared.model)
     opened, held = feed.open_robots(made.data, sides)
-    streams = {"robot": feed.robot_stream(prepared.model, made.data, sides, opened)}
-    share = (jax.process_index(), jax.process_count())
-    loader = feed.build_loader(prepared.model, made.data, made.batch_size, streams, share)
-    del held
+    streams = feed.streams(prepared.model, made.data, sides, opened)
+    loader = feed.build_loader(made.data, made.batch_size, streams, (jax.process_index(), jax.process_count()))
     try:
-        return loop.Run(prepared, loader, feed.digest(streams), changed=changed).train()
+        evaluators = _evaluators(prepared, sides, held) if made.evaluate.every and held else []
+        return loop.Run(prepared, loader, feed.digest(streams), evaluators, changed=changed).train()
     finally:
         loader.close()
+
+
+def _evaluators(made: Any, sides: Any, held: Any) -> list[Any]:
+    import jax
+
+    from molmoact2_jax.eval import in_training
+    from molmoact2_jax.serve import observe
+    from molmoact2_jax.train import setup
+
+    found: list[Any] = [in_training.ValidationLoss(made, sides, held)]
+    if made.model.expert is not None and jax.process_count() == 1:
+        host = observe.Host.load(setup.side_directory(made.recipe), made.model)
+        found.append(in_training.OpenLoopError(made, host, held))
+    return found

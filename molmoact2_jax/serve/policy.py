@@ -77,6 +77,10 @@ class Policy:
         """The parameters, as the programs take them."""
         return self._runner.params
 
+    def replace(self, params: Params) -> None:
+        """Takes other weights of the same shapes and dtypes, as training produces them; nothing is compiled anew."""
+        self._runner.replace(params)
+
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""

@@ -36,6 +36,10 @@ class Runner:
         shifts = self._modulation(num_steps) if spec.mode == "continuous" else None
         return jax.device_get(self._program(spec, shifts, call)(self.params, shifts, call))
 
+    def replace(self, params: Params) -> None:
+        """Takes other weights of the same shapes and dtypes; the programs serve them too."""
+        self.params, self._shifts = params, {}
+
     def compile(self, spec: program.Spec, call: program.Call, num_steps: int) -> None:
         """Makes the program of a call without running it."""
         self._program(spec, self._modulation(num_steps) if spec.mode == "continuous" else None, call)
