@@ -6,7 +6,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -145,20 +145,18 @@ def _rlds_steps(shown: Demonstration) -> Iterator[dict[str, Any]]:
         }
 
 
-WRITERS = {"lerobot": write_lerobot, "rlds": write_rlds}
-
-
-def tag_of(spec: Spec, name: str, horizon: int) -> oxe.Tag:
-    """Returns how the LeRobot dataset of a simulator is read."""
+def tag_of(spec: Spec) -> oxe.Tag:
+    """Returns how the LeRobot dataset of a simulator is read; without statistics a chunk lasts a second."""
     cameras = tuple(f"observation.images.{camera}" for camera in spec.cameras)
-    return oxe.Tag(name, horizon, spec.setup, spec.control, cameras=cameras, normalize_gripper=True)
+    horizon = max(1, round(spec.fps))
+    return oxe.Tag(spec.env, horizon, spec.setup, spec.control, cameras=cameras, normalize_gripper=True)
 
 
-def row_of(spec: Spec, tag: str) -> oxe.Row:
+def row_of(spec: Spec) -> oxe.Row:
     """Returns how the RLDS dataset of a simulator is read."""
     return oxe.Row(
         name=spec.env,
-        tag=tag,
+        tag=spec.env,
         fps=spec.fps,
         cameras=tuple(oxe.Camera(camera, f"steps/observation/{camera}") for camera in spec.cameras),
         language=("steps/language_instruction",),
@@ -166,3 +164,7 @@ def row_of(spec: Spec, tag: str) -> oxe.Row:
         action=(oxe.Field("steps/action", spec.action_names, ", ".join(spec.action_units)),),
         gripper="as the units say",
     )
+
+
+WRITERS = {"lerobot": write_lerobot, "rlds": write_rlds}
+MEANINGS: dict[str, Callable[[Spec], Any]] = {"lerobot": tag_of, "rlds": row_of}

@@ -83,15 +83,8 @@ def test_rollout_refuses_in_one_line_what_does_not_fit(checkpoint, capsys, more,
 
 
 @pytest.mark.parametrize("kind", ["lerobot", "rlds"])
-def test_open_loop_reads_both_formats_alike(checkpoint, data, capsys, tmp_path, kind):
-    from molmoact2_jax.eval import demonstrations
-
-    meaning = {
-        "lerobot": dict(name="toy", horizon=10, setup="", control="", cameras=["observation.images.top"]),
-        "rlds": _plain(demonstrations.row_of(toy.Toy("go-red").spec, "toy")),
-    }[kind]
-    (tmp_path / "meaning.json").write_text(json.dumps(meaning))
-    words = ["eval", "open-loop", str(checkpoint), str(data / kind), "--as", str(tmp_path / "meaning.json")]
+def test_open_loop_reads_both_formats_alike(checkpoint, data, capsys, kind):
+    words = ["eval", "open-loop", str(checkpoint), str(data / kind), "--as", str(data / f"{kind}.json")]
     words += ["--norm-tag", "toy", "--last", "2", "--frames", "2", "--seeds", "0-1", "--num-steps", "2"]
     assert main.main([*words, "--dtype", "float32", "--batch", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -106,12 +99,6 @@ def test_open_loop_reads_both_formats_alike(checkpoint, data, capsys, tmp_path, 
 
 
 RESULTS: list = []  # of the format that was read before
-
-
-def _plain(row):
-    import dataclasses
-
-    return dataclasses.asdict(row)
 
 
 def test_open_loop_refuses_a_dataset_of_another_robot(checkpoint, data, capsys):

@@ -25,8 +25,8 @@ def collected(tmp_path_factory):
 
 def sources(directory, spec):
     return {
-        "lerobot": catalog.open_source(directory / "lerobot", demonstrations.tag_of(spec, "toy", 5)),
-        "rlds": catalog.open_source(directory / "rlds", demonstrations.row_of(spec, "toy")),
+        "lerobot": catalog.open_source(directory / "lerobot", demonstrations.tag_of(spec)),
+        "rlds": catalog.open_source(directory / "rlds", demonstrations.row_of(spec)),
     }
 
 

@@ -21,8 +21,8 @@ def directory(tmp_path_factory):
 def opened(directory, kind):
     env = registry.open_environment("toy", "go-red")
     meaning = {
-        "lerobot": demonstrations.tag_of(env.spec, "toy", HORIZON),
-        "rlds": demonstrations.row_of(env.spec, "toy"),
+        "lerobot": demonstrations.tag_of(env.spec),
+        "rlds": demonstrations.row_of(env.spec),
     }[kind]
     return catalog.open_source(directory / kind, meaning)
 
