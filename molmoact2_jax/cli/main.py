@@ -35,6 +35,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "predict": Command("predict", "one action chunk from pictures, an instruction and a joint state"),
+    "verify": Command("verify", "compares every stage with recorded arrays of the released implementation"),
     "train": Command("train", "trains or resumes a run", own_flags=True),
     "data": Command("data", "statistics, doctor, preview, filters, repacking of datasets", own_flags=True),
     "eval": Command("eval", "measures a checkpoint: rollout in a simulator, open-loop on recordings", own_flags=True),

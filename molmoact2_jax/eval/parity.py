@@ -19,6 +19,8 @@ from molmoact2_jax.nn import params as params_lib
 from molmoact2_jax.nn.params import Params
 from molmoact2_jax.serve import observe
 from molmoact2_jax.serve.observe import Row as PromptRow
+from molmoact2_jax.serve.records import DepthDecodeError
+from molmoact2_jax.text.actions import ActionDecodeError
 
 # recorded arrays that go into a computation, by the start of the last word of their name
 _INPUTS = ("image", "state", "noise", "previous_", "attention_mask", "position_ids", "target_actions")
@@ -49,8 +51,16 @@ def case_rows(oracle: Oracle, index: int) -> Iterator[Row]:
     """Yields the rows of one case."""
     yield from _inputs(oracle, index)
     yield from _stages(oracle, index)
-    yield from _discrete(oracle, index)
-    yield from parity_depth.rows(oracle, index)
+    yield from _guarded(f"case{index}/tokens_discrete", _discrete(oracle, index))
+    yield from _guarded(f"case{index}/depth", parity_depth.rows(oracle, index))
+
+
+def _guarded(name: str, found: Iterator[Row]) -> Iterator[Row]:
+    """Turns tokens that cannot be decoded, where the recorded ones could, into a row that fails."""
+    try:
+        yield from found
+    except (ActionDecodeError, DepthDecodeError) as error:
+        yield Row(name, float("inf"), 0.0, str(error))
 
 
 def unchecked(oracle: Oracle, done: set[str]) -> list[str]:
