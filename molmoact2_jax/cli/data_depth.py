@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from molmoact2_jax.checkpoint import depth_vq as codec_files
+from molmoact2_jax.checkpoint import flat
 from molmoact2_jax.cli import dataset, meter
 from molmoact2_jax.data import depth_columns, depth_companion, depth_maps, lerobot_meta
-from molmoact2_jax.eval import depth_codec, pictures
+from molmoact2_jax.eval import depth_codec, depth_estimate, pictures
 from molmoact2_jax.models import depth_vq
 
 EPILOG = """\
@@ -32,12 +33,13 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     dataset.add_arguments(parser)
-    parser.add_argument("--maps", type=pathlib.Path, required=True, metavar="DIR", help="depth maps, see below")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--maps", type=pathlib.Path, metavar="DIR", help="depth maps, see below")
+    origin.add_argument("--estimator", type=pathlib.Path, metavar="FILE", help="Depth Anything V2, safetensors")
     parser.add_argument(
         "--kind",
         choices=depth_maps.KINDS,
-        required=True,
-        help="metric: grows away from the camera (sensors, simulators); disparity: towards it (Depth Anything)",
+        help="of --maps; metric: grows away from the camera (sensors, simulators); disparity: towards it",
     )
     parser.add_argument("--codec", type=pathlib.Path, required=True, metavar="FILE", help="depth VQ-VAE, safetensors")
     parser.add_argument(
@@ -53,16 +55,23 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fits a codec if asked to, annotates, draws, reports."""
+    if bool(args.kind) != bool(args.maps):
+        raise ValueError(
+            f"--kind: {args.kind}, expected metric or disparity with --maps, and nothing with --estimator."
+        )
     shard, root = _shard(args.shard), pathlib.Path(args.dataset)
-    meta, maps = lerobot_meta.read(root), depth_maps.MapFiles(args.maps)
+    meta = lerobot_meta.read(root)
     source = dataset.open_source(args, args.dataset)
-    camera = args.camera or source.cameras[0]
-    if camera not in source.cameras:
-        raise ValueError(f"--camera: {camera!r}, expected one of {', '.join(source.cameras)}.")
-    found = _fit(args, meta, maps) if args.fit and not args.codec.exists() else {}
+    settings = depth_companion.Settings(args.camera or source.cameras[0], args.kind or "disparity", codec="")
+    if settings.camera not in source.cameras:
+        raise ValueError(f"--camera: {settings.camera!r}, expected one of {', '.join(source.cameras)}.")
+    if args.maps:
+        maps: depth_maps.Maps = depth_maps.MapFiles(args.maps)
+    else:
+        maps, settings = depth_estimate.open_maps(args.estimator, source, settings)
+    found = _fit(args, meta, maps, settings.kind) if args.fit and not args.codec.exists() else {}
     codec = codec_files.load(args.codec)
-    identity = hashlib.sha256(args.codec.read_bytes()).hexdigest()[:16]
-    settings = depth_companion.Settings(camera, args.kind, identity)
+    settings = dataclasses.replace(settings, codec=hashlib.sha256(args.codec.read_bytes()).hexdigest()[:16])
     annotator = depth_columns.Annotator(source, meta, maps, depth_codec.encoder(*codec), settings)
     directory = args.to or root.resolve().with_name(f"{root.resolve().name}_depth")
     with meter.Meter(f"annotating {source.name}", "frames") as progress:
@@ -71,16 +80,16 @@ def run(args: argparse.Namespace) -> int:
         frames = list(depth_codec.sheet(annotator, directory, codec))
         pictures.save(pictures.depth_frames(frames, np.asarray(depth_vq.levels(*codec))), args.sheet)
     source.close()
-    found |= {"companion": str(directory), "camera": camera, **dataclasses.asdict(report)}
+    found |= {"companion": str(directory), "camera": settings.camera, **dataclasses.asdict(report)}
     print(json.dumps(found) if args.json else _words(found))
     return 0
 
 
-def _fit(args: argparse.Namespace, meta: lerobot_meta.Meta, maps: depth_maps.Maps) -> dict[str, Any]:
-    draw = depth_codec.drawer(meta, maps, args.kind)
+def _fit(args: argparse.Namespace, meta: lerobot_meta.Meta, maps: depth_maps.Maps, kind: str) -> dict[str, Any]:
+    draw = depth_codec.drawer(meta, maps, kind)
     with meter.Meter("fitting the codec", "steps") as progress:
         params, usage = depth_codec.fit(depth_vq.DepthVQConfig(), draw, args.fit, 0, progress)
-    codec_files.save(params, args.codec)
+    flat.save(params, args.codec)
     return {"fit": usage._asdict()}
 
 

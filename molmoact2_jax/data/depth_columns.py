@@ -46,17 +46,26 @@ class Annotator:
         """Returns the columns of an episode, and how many of its pictures cannot be read."""
         length = int(self.source.episode_lengths[position])
         spans = [range(start, min(start + FRAMES, length)) for start in range(0, length, FRAMES)]
-        codes = np.concatenate([self.encode(self._prepared(position, span)) for span in spans]).astype(np.int16)
+        codes = np.concatenate([self._codes(position, span) for span in spans])
         unread: list[int] = []
         pictures = (picture for span in spans for picture in self._pictures(position, span, unread))
         return follow(pictures, codes), len(unread)
 
-    def _prepared(self, position: int, span: Sequence[int]) -> np.ndarray:
+    def _codes(self, position: int, span: Sequence[int]) -> np.ndarray:
         number = int(self.source.episode_ids[position])
+        maps = self.maps(number, span)
+        present = [i for i, values in enumerate(maps) if values is not None]
+        codes = np.full((len(span), depth.NUM_CELLS), MISSING, np.int16)
+        if present:
+            codes[present] = self.encode(np.stack([self._prepared(number, span[i], maps[i]) for i in present]))
+        return codes
+
+    def _prepared(self, episode: int, frame: int, values: np.ndarray | None) -> np.ndarray:
+        assert values is not None
         try:
-            return np.stack([depth_maps.prepare(values, self.settings.kind) for values in self.maps(number, span)])
+            return depth_maps.prepare(values, self.settings.kind)
         except ValueError as error:
-            raise ValueError(f"episode {number}, frames {span[0]} to {span[-1]}: {error}") from error
+            raise ValueError(f"episode {episode}, frame {frame}: {error}") from error
 
     def _pictures(self, position: int, span: Sequence[int], unread: list[int]) -> Iterator[np.ndarray | None]:
         """Yields pictures, None for one that cannot be read; its frame is added to `unread`."""
@@ -81,7 +90,7 @@ class Report:
       kept: tables that were there already.
       frames: frames annotated.
       unread: frames whose picture cannot be read; their cells count as changed.
-      missing: frames of episodes that cannot be read; they have no codes.
+      missing: frames without a map, and of episodes that cannot be read; they have no codes.
       used: share of the codes that occur among these frames, None without any.
       changed: share of cells that changed, first frames apart, None without others.
     """
@@ -133,14 +142,16 @@ def follow(pictures: Iterable[np.ndarray | None], codes: np.ndarray) -> Columns:
     """Carries the codes of an episode through its pictures.
 
     Args:
-      pictures: u8[H, W, 3] of each frame in order; None where one cannot be read: that frame and the next count as
-        changed everywhere.
-      codes: i16[T, 100].
+      pictures: u8[H, W, 3] of each frame in order, None where one cannot be read.
+      codes: i16[T, 100], `MISSING` where a frame has none. Such a frame, one without a picture, and the next after
+        either count as changed everywhere.
     """
     mask = np.ones(codes.shape, bool)
     buffer = codes.copy()
     previous: np.ndarray | None = None
     for frame, picture in enumerate(pictures):
+        if codes[frame, 0] == MISSING:
+            picture = None
         if previous is not None and picture is not None:
             mask[frame] = depth.annotation_mask(previous, picture)
         buffer[frame] = depth.update_buffer(buffer[frame - 1] if frame else None, codes[frame], mask[frame])
@@ -183,9 +194,12 @@ class _Tally:
         self._advance(frames)
 
     def add(self, columns: Columns, unread: int) -> None:
-        self._frames += len(columns.codes)
         self._unread += unread
-        self._codes += np.bincount(columns.codes.ravel(), minlength=depth.NUM_CODES)
+        there = columns.codes[columns.codes != MISSING]
+        coded = len(there) // depth.NUM_CELLS
+        self._frames += coded
+        self._missing += len(columns.codes) - coded
+        self._codes += np.bincount(there, minlength=depth.NUM_CODES)
         self._rates.append(columns.mask[1:].mean(axis=1))
         self._advance(len(columns.codes))
 

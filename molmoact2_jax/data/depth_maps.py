@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,11 +17,15 @@ KINDS = ("disparity", "metric")
 SUFFIXES = (".npy", ".png")
 
 
+NETWORK_SIZE, NETWORK_STEP = 518, 14  # pixels: the shorter side that Depth Anything sees, and what sides divide by
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
+
+
 class Maps(Protocol):
     """Depth maps by the dataset's own number of the episode."""
 
-    def __call__(self, episode: int, frames: Sequence[int]) -> list[np.ndarray]:
-        """Returns one map [H, W] per frame."""
+    def __call__(self, episode: int, frames: Sequence[int]) -> Sequence[np.ndarray | None]:
+        """Returns one map [H, W] per frame, None where there cannot be one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,21 @@ def prepare(values: np.ndarray, kind: str = "disparity") -> np.ndarray:
     sampled = levels[np.ix_(_sampled(levels.shape[0]), _sampled(levels.shape[1]))]
     unit = sampled.astype(np.float32) / np.float32(255)
     return ((unit - np.float32(0.5)) / np.float32(0.5))[..., None]
+
+
+def network_input(picture: np.ndarray) -> np.ndarray:
+    """Brings a picture u8[H, W, 3], RGB, to what Depth Anything sees, f32[h, w, 3] (`io.md` 6.1 step 1)."""
+    import cv2
+
+    scale = max(NETWORK_SIZE / side for side in picture.shape[:2])
+    height, width = (_network_side(scale * side) for side in picture.shape[:2])
+    resized = cv2.resize(picture / 255.0, (width, height), interpolation=cv2.INTER_CUBIC)
+    return ((resized - MEAN) / DEVIATION).astype(np.float32)
+
+
+def _network_side(side: float) -> int:
+    steps = round(side / NETWORK_STEP)
+    return (steps if steps * NETWORK_STEP >= NETWORK_SIZE else math.ceil(side / NETWORK_STEP)) * NETWORK_STEP
 
 
 def read(path: pathlib.Path) -> np.ndarray:

@@ -82,7 +82,7 @@ def drawer(
         position = rng.choice(len(held), p=shares[held_out] / shares[held_out].sum())
         frame = int(rng.integers(meta.lengths[position]))
         (values,) = maps(int(meta.ids[position]), [frame])
-        return depth_maps.prepare(values, kind)
+        return draw(rng, held_out) if values is None else depth_maps.prepare(values, kind)
 
     return draw
 
@@ -104,6 +104,6 @@ def sheet(
             picture=annotator.source.frames(position, [frame], [camera])[camera][0],
             codes=columns.buffer[frame],
             mask=columns.mask[frame],
-            depth=depth_maps.prepare(values, annotator.settings.kind),
+            depth=None if values is None else depth_maps.prepare(values, annotator.settings.kind),
             decoded=np.asarray(decode(params, columns.buffer[frame][None]))[0],
         )

@@ -5,6 +5,7 @@ import pytest
 import safetensors.numpy
 
 from molmoact2_jax.checkpoint import depth_vq as files
+from molmoact2_jax.checkpoint import flat
 from molmoact2_jax.models import depth_vq
 
 CFG = depth_vq.DepthVQConfig(width=2, code_dim=8, num_codes=16)
@@ -17,7 +18,7 @@ def params():
 
 
 def test_what_was_saved_loads_to_the_bit_with_its_sizes(params, tmp_path):
-    files.save(params, tmp_path / "new" / "codec.safetensors")
+    flat.save(params, tmp_path / "new" / "codec.safetensors")
     cfg, loaded = files.load(tmp_path / "new" / "codec.safetensors")
     assert cfg == CFG
     jax.tree.map(np.testing.assert_array_equal, loaded, params)

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from molmoact2_jax.checkpoint import depth_vq as codec_files
+from molmoact2_jax.checkpoint import flat
 from molmoact2_jax.cli import main
 from molmoact2_jax.data import depth_companion, depth_maps, depth_scenes, lerobot_write
 from molmoact2_jax.eval import depth_codec
-from molmoact2_jax.models import depth_vq
+from molmoact2_jax.models import depth_anything, depth_vq
 
 CFG = depth_vq.DepthVQConfig(width=2, code_dim=8)
 LENGTHS = (4, 3)
@@ -42,7 +43,7 @@ def codec(tmp_path_factory):
     rng = np.random.default_rng(1)
     params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in depth_vq.shapes(CFG).items()}
     path = tmp_path_factory.mktemp("codec") / "codec.safetensors"
-    codec_files.save(params, path)
+    flat.save(params, path)
     return path
 
 
@@ -114,6 +115,23 @@ def test_bad_input_is_said_in_one_line(recorded, codec, tmp_path, capsys, more, 
 
 def test_a_codec_with_more_codes_than_tokens_is_refused(recorded, tmp_path, capsys):
     params = depth_vq.init(depth_vq.DepthVQConfig(width=2, code_dim=8, num_codes=256), jax.random.key(0))
-    codec_files.save(params, tmp_path / "wide.safetensors")
+    flat.save(params, tmp_path / "wide.safetensors")
     assert run(recorded, tmp_path / "wide.safetensors", "--to", tmp_path / "out") == 2
     assert "256 codes, expected 10 and up to 128" in capsys.readouterr().err
+
+
+def test_depth_is_estimated_where_no_maps_are_given(recorded, codec, tmp_path, capsys, monkeypatch):
+    cfg = depth_anything.DepthAnythingConfig(
+        width=64, num_heads=1, channels=(4, 4, 4, 4), features=4, head_features=2, grid=3
+    )
+    rng = np.random.default_rng(2)
+    drawn = {n: rng.normal(size=s).astype(np.float32) * 0.2 for n, s in depth_anything.shapes(cfg).items()}
+    flat.save(drawn | {"depth_head.scratch.output_conv2.2.bias": np.ones(1, np.float32)}, tmp_path / "net.safetensors")
+    monkeypatch.setattr(depth_maps, "NETWORK_SIZE", 42)
+    words = ["data", "depth", recorded / "arm", "--estimator", tmp_path / "net.safetensors", "--codec", codec]
+    assert main.main([str(word) for word in [*words, "--to", tmp_path / "out"]]) == 0
+    assert "7 frames in 1 tables" in capsys.readouterr().out
+    described = json.loads((tmp_path / "out/meta/info.json").read_text())["depth_vae"]
+    assert (described["depth_encoder"], described["kind"]) == ("width 64", "disparity")
+    assert main.main([str(word) for word in [*words, "--to", tmp_path / "out", "--kind", "metric"]]) == 2
+    assert "--kind: metric, expected" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import types
@@ -161,13 +162,25 @@ def test_an_episode_that_cannot_be_read_has_no_codes_and_training_says_so(record
         source.depth_codes(1, 0, [CAMERA])
 
 
-def test_maps_that_are_missing_or_wrong_name_the_episode(recorded, tmp_path):
-    maker = annotator(recorded)
-    bad = depth_columns.Annotator(
-        maker.source, maker.meta, lambda episode, frames: [np.zeros((4, 4))] * len(frames), cell_means, maker.settings
-    )
-    with pytest.raises(ValueError, match=r"episode 0, frames 0 to 4: .*no finite value"):
-        depth_columns.annotate(bad, tmp_path / "out")
+def test_a_map_that_means_nothing_is_named(recorded, tmp_path):
+    maker = dataclasses.replace(annotator(recorded), maps=lambda episode, frames: [np.zeros((4, 4))] * len(frames))
+    with pytest.raises(ValueError, match=r"episode 0, frame 0: .*no finite value"):
+        depth_columns.annotate(maker, tmp_path / "out")
+
+
+def test_a_frame_without_a_map_has_no_codes_and_leaves_none_behind(recorded, tmp_path):
+    files = depth_maps.MapFiles(recorded / "maps")
+
+    def maps(episode, frames):
+        found = files(episode, frames)
+        return [None if (episode, i) == (0, 2) else values for i, values in zip(frames, found, strict=True)]
+
+    report = depth_columns.annotate(dataclasses.replace(annotator(recorded), maps=maps), tmp_path / "out")
+    assert (report.missing, report.frames) == (1, 11)
+    columns = read(tmp_path / "out")[0]
+    np.testing.assert_array_equal((columns.codes == depth_columns.MISSING).all(axis=1), np.arange(5) == 2)
+    np.testing.assert_array_equal((columns.buffer < 0).any(axis=1), np.arange(5) == 2)
+    np.testing.assert_array_equal(columns.buffer[3], columns.codes[3])
 
 
 def test_the_description_that_the_datasets_library_reads_lists_the_columns(recorded):
