@@ -1,8 +1,8 @@
 """Depth Anything V2 against the network in PyTorch.
 
 `golden/depth_anything.npz` was recorded with `DepthAnythingForDepthEstimation` of transformers 5.5 (PyTorch 2.13,
-float32, CPU) at the sizes of `SMALL`, with the weights and pixels that this file draws, its position embeddings scaled by the
-published rule (scale factors with an offset of 0.1), its output resized with aligned corners.
+float32, CPU) at the sizes of `SMALL`, with the weights and pixels that this file draws. Its position embeddings were
+scaled by the published rule (scale factors with an offset of 0.1), its output resized with aligned corners.
 """
 
 import functools
