@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command("predict", "one action chunk from pictures, an instruction and a joint state"),
     "verify": Command("verify", "compares every stage with recorded arrays of the released implementation"),
     "train": Command("train", "trains or resumes a run", own_flags=True),
+    "plan": Command("plan", "bytes per device and FLOPs of a training step, and what fits", own_flags=True),
     "data": Command("data", "statistics, doctor, preview, filters, repacking of datasets", own_flags=True),
     "eval": Command("eval", "measures a checkpoint: rollout in a simulator, open-loop on recordings", own_flags=True),
     "collect": Command("collect", "records demonstrations of a simulator's scripted experts"),

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from molmoact2_jax.cli import recipe_flags
+
 
 def run(argv: list[str]) -> int:
     """Parses `--config=FILE --config.key=value [--changed]` and runs; returns the exit status.
@@ -15,20 +17,15 @@ def run(argv: list[str]) -> int:
     must not take it for finished.
     """
     from absl import flags
-    from ml_collections import config_flags
 
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, help_string="Recipe, a file of configs/.")
-    flags.DEFINE_bool("changed", False, "Goes on although the configuration of run_dir differs.", flag_values=values)
-    try:
-        values(["molmoact2 train", *argv])
-    except flags.Error as error:
-        raise ValueError(f"train: {error}") from None
-    if values["config"].value is None:
-        raise ValueError("train: no --config, expected --config=FILE of configs/ or of your own.")
+    def define(values: flags.FlagValues) -> None:
+        meaning = "Goes on although the configuration of run_dir differs."
+        flags.DEFINE_bool("changed", False, meaning, flag_values=values)
+
+    values = recipe_flags.parse("train", argv, define)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    reason = train(values["config"].value.to_dict(), changed=values["changed"].value)
+    reason = train(values["config"].value.to_dict(), changed=bool(values["changed"].value))
     print(reason)
     return 0 if reason == "finished" else int(os.environ.get("MOLMOACT2_PREEMPTED_EXIT", "0"))
 

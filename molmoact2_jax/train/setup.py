@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from molmoact2_jax.checkpoint import hf, orbax, runs
 from molmoact2_jax.config import ModelConfig
@@ -43,17 +42,18 @@ class Setup:
     shapes: Params
     words: Tree
     trained: Tree
-    mesh: Mesh
+    mesh: Any
     state: step.State
     placed: step.State
 
 
-def prepare(recipe: TrainConfig, devices: Any = None) -> Setup:
+def prepare(recipe: TrainConfig, devices: Any = None, *, mesh: partition.AnyMesh | None = None) -> Setup:
     """Checks a run against its model and the devices, without touching a weight.
 
     Args:
       recipe: the run.
       devices: all devices of the run; None takes those of JAX.
+      mesh: instead of devices, to plan for some that are not there (`mesh.abstract`).
 
     Raises:
       ValueError: what does not fit, in words.
@@ -65,7 +65,7 @@ def prepare(recipe: TrainConfig, devices: Any = None) -> Setup:
         attach = functools.partial(lora.attach, words=words, cfg=recipe.lora, key=jax.random.key(0))
         shapes, words = jax.eval_shape(attach, shapes), lora.attach_words(words, recipe.lora)
         trained = _lora_trained(shapes, trained)
-    mesh = meshes.build(recipe.mesh, devices)
+    mesh = meshes.build(recipe.mesh, devices) if mesh is None else mesh
     meshes.check_rows(mesh, recipe.batch_size // recipe.accumulation)
     optim.check(recipe.optimizer, recipe.steps)
     cfg = step.StepConfig(
