@@ -59,8 +59,8 @@ def _run(args: argparse.Namespace) -> tuple[ModelConfig, Params, pathlib.Path]:
 def _difference(cfg: ModelConfig, params: Params, directory: pathlib.Path) -> float:
     """Compares logits of a short text before writing and after reading back."""
     _, read = hf.load(directory)
-    tokens = np.arange(16, dtype=np.int32)[None]
-    where = llm.Where(llm.rotary(cfg.llm, tokens), np.tril(np.ones((1, 16, 16), bool)))
+    tokens = jnp.arange(16, dtype=jnp.int32)[None]
+    where = llm.Where(llm.rotary(cfg.llm, tokens), jnp.tril(jnp.ones((1, 16, 16), bool)))
 
     @jax.jit
     def logits(tree: Params) -> jax.Array:

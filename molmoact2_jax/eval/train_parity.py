@@ -59,7 +59,7 @@ def _rows(oracle: golden.Oracle) -> losses.Rows:
     pooling = recorded["train/image_token_pooling"].astype(np.int32)
     offset = np.repeat(np.arange(count) * grid * grid, len(pooling) // count)[:, None]
     actions = recorded["train/actions"]
-    return losses.Rows(
+    made = dict(
         tokens=tokens,
         positions=np.arange(length, dtype=np.int32)[None],
         segments=np.zeros((1, length), np.int32),
@@ -74,6 +74,7 @@ def _rows(oracle: golden.Oracle) -> losses.Rows:
         chunk_example=np.zeros((1, 1), np.int32),
         row=np.zeros(1, np.int32),
     )
+    return losses.Rows(**{name: jnp.asarray(value) for name, value in made.items()})
 
 
 def _draws(recorded: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -86,6 +87,7 @@ def _evaluate(cfg: ModelConfig, insulate: bool, params: Params, rows: losses.Row
     def objective(params: Params) -> tuple[jax.Array, dict]:
         read = losses.read_rows(cfg, loss, params, rows, None)
         language, _ = losses.language(cfg, loss, params, read.x, rows, losses.totals(rows))
+        assert read.visible is not None
         context = jax.tree.map(lambda a: a[:, 0], read.context)
         valid, channels = rows.action_valid[0, 0], rows.channel_valid[0, 0]
         field = losses.chunk_velocity(cfg, loss, params, context, read.visible[0, 0], valid)
@@ -148,8 +150,8 @@ def _adamw(oracle: golden.Oracle, params: Params, grads: Params) -> Iterator[gol
     for name in sorted(n for n in recorded if n.startswith(prefix)):
         tensor = name.removeprefix(prefix)
         gradient, group = recorded[f"train/noki/grad/{tensor}"], groups(tensor)
-        norm = float(recorded[f"train/adamw/norm/{group}"])
-        gradient = gradient * min(1.0, 1 / (norm + 1e-6)) if _is_head(tensor) else gradient
+        before = float(recorded[f"train/adamw/norm/{group}"])
+        gradient = gradient * min(1.0, 1 / (before + 1e-6)) if _is_head(tensor) else gradient
         weight = weights(tensor)
         weight = weight[recorded["train/head_rows"]] if _is_head(tensor) else weight[: len(gradient)]
         row = golden.compare(name, _step(gradient, weight, group), recorded[name], TOLERANCE)

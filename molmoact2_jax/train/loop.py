@@ -196,7 +196,7 @@ class Run:
     def _evaluate(self, state: step.State, number: int, writer: writers.Writer) -> None:
         if not self.recipe.evaluate.every:
             return
-        values = {}
+        values: dict[str, float] = {}
         for evaluator in self._evaluators:
             values.update(evaluator(state, number))
         if values:

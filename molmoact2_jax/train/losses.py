@@ -147,6 +147,7 @@ def _context(
     cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, keys: jax.Array, values: jax.Array
 ) -> tuple[llm.KV, jax.Array]:
     """Gates, insulates and projects; returns [L, B, T, N, H] and who each chunk may read, bool[B, C, T]."""
+    assert cfg.expert is not None
     visible = masks.context(rows.tokens, rows.segments >= 0, cfg, rows.segments)
     own = visible[:, None] & (rows.segments[:, None] // SEGMENT == rows.chunk_example[..., None])
     own &= rows.chunk_example[..., None] >= 0
@@ -195,6 +196,7 @@ def _flow(
             objective, key, actions, velocity, cfg.flow, valid=valid, channels=channels, num_samples=loss.num_samples
         )
 
+    assert read.context is not None and read.visible is not None  # noqa: PT018
     keys = jax.vmap(lambda k: jax.random.split(k, rows.actions.shape[1]))(_row_keys(key, rows.row, "flow"))
     per_row = jax.vmap(chunk, in_axes=(None, 0, 0, 0, 0, 0))
     errors, metrics = jax.vmap(per_row, in_axes=(1, 0, 0, 0, 0, 0))(
@@ -220,14 +222,15 @@ def chunk_velocity(
       mine: bool[T], what this chunk may read.
       valid: bool[A], steps inside the robot's horizon.
     """
-    tree, kv = params["expert"], llm.KV(*(a[:, None] for a in context))
+    assert cfg.expert is not None
+    sizes, tree, kv = cfg.expert, params["expert"], llm.KV(*(a[:, None] for a in context))
     reads = expert.Masks(mine[None, None], valid[None, None])
 
     def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
-        shifts = expert.modulation(cfg.expert, tree, t[None])
+        shifts = expert.modulation(sizes, tree, t[None])
         at = expert.Modulation(shifts.blocks[:, :, None], shifts.final[:, None])
         x = x[None, None].astype(shifts.final.dtype)
-        v = expert.velocity(cfg.expert, tree, x, at, kv, reads, REMAT[loss.remat_expert])
+        v = expert.velocity(sizes, tree, x, at, kv, reads, REMAT[loss.remat_expert])
         return v[0, 0].astype(jnp.float32)
 
     return velocity
@@ -238,12 +241,13 @@ def noisy_codes(cfg: ModelConfig, rate: float, rows: Rows, key: jax.Array) -> ja
     ids = cfg.tokens
     if not rate or ids.depth_first is None:
         return rows.tokens
+    first = ids.depth_first
 
     def one(tokens: jax.Array, key: jax.Array) -> jax.Array:
         hit, code = jax.random.split(key)
         replaced = jax.random.bernoulli(hit, rate, tokens.shape)
-        codes = ids.depth_first + jax.random.randint(code, tokens.shape, 0, ids.num_depths, tokens.dtype)
-        is_code = (tokens >= ids.depth_first) & (tokens < ids.depth_first + ids.num_depths)
+        codes = first + jax.random.randint(code, tokens.shape, 0, ids.num_depths, tokens.dtype)
+        is_code = (tokens >= first) & (tokens < first + ids.num_depths)
         return jnp.where(replaced & is_code, codes, tokens)
 
     return jax.vmap(one)(rows.tokens, _row_keys(key, rows.row, "codes"))

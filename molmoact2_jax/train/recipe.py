@@ -94,7 +94,7 @@ class SaveConfig:
     """When checkpoints are written, and which stay."""
 
     every: int = 2000
-    keep: Keep = Keep()
+    keep: Keep = dataclasses.field(default_factory=Keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Validation on held-out episodes every `every` steps (0: never): loss of `batches` batches, error of `episodes`."""
+    """Validation every `every` steps (0: never) on held-out data: loss of `batches` batches, error of `episodes`."""
 
     every: int = 0
     batches: int = 4
@@ -134,10 +134,10 @@ class TrainConfig:
     steps: int
     batch_size: int
     model: ModelChoice
-    data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig()
-    optimizer: OptimConfig = OptimConfig()
-    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     accumulation: int = 1
     dtype: str = "bfloat16"
     frozen: tuple[str, ...] = ()
@@ -145,9 +145,9 @@ class TrainConfig:
     lora: LoRAConfig | None = None
     augment: str = "full"
     seed: int = 6198
-    save: SaveConfig = SaveConfig()
-    log: LogConfig = LogConfig()
-    evaluate: EvalConfig = EvalConfig()
+    save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    evaluate: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
 
 # A restart may change these: they alter neither the weights nor the order of the examples.

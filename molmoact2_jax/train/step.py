@@ -91,7 +91,7 @@ def make(cfg: StepConfig) -> Callable[[State, losses.Rows], tuple[State, Metrics
 
 
 def evaluate(cfg: StepConfig) -> Callable[[State, losses.Rows], Metrics]:
-    """Returns the pure validation loss `(state, rows) -> metrics`: no dropout, no augmentation, averaged weights if kept."""
+    """Returns the validation loss `(state, rows) -> metrics`: no dropout, no augmentation, averaged weights if kept."""
 
     def step(state: State, rows: losses.Rows) -> Metrics:
         train = state.train if state.optimizer.ema is None else state.optimizer.ema

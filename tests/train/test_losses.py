@@ -104,9 +104,8 @@ def test_a_chunk_reads_its_own_example_alone():
     for second in (two, other):
         rows = small.pack([[one, second]], 24)
         read = losses.read_rows(cfg, LOSS, params, rows, None)
-        field = losses.chunk_velocity(
-            cfg, LOSS, params, jax.tree.map(lambda a: a[:, 0], read.context), read.visible[0, 0], rows.action_valid[0, 0]
-        )
+        context = jax.tree.map(lambda a: a[:, 0], read.context)
+        field = losses.chunk_velocity(cfg, LOSS, params, context, read.visible[0, 0], rows.action_valid[0, 0])
         values.append(field(jnp.ones((6, 32)), jnp.float32(0.3)))
     np.testing.assert_array_equal(*values)
 
