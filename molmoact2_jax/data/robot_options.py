@@ -70,8 +70,9 @@ class Options:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Families of tokens that the examples hold."""
-        styles = [style for style, rate in self.styles.items() if rate > 0]
+        """Families of tokens that the examples hold; a continuous action has no answer in tokens."""
+        answered = self.action_format != "continuous"
+        styles = [style for style, rate in self.styles.items() if rate > 0 and answered]
         families = [name for name in ("action", "depth") if any(name in style for style in styles)]
         return (*families, *["state"] * self.state)
 
