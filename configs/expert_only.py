@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
         sizes=config_dict.placeholder(str),  # None: those of init_from; "4b" plans without the weights
     )
     config.data = dict(
-        robots=(dict(path="data/mine", tag="mine", meaning=config_dict.placeholder(str)),),
+        robots=(dict(path="data/mine", tag="mine", meaning=""),),  # meaning: explains the columns, if the tag does not
         tokens=2100,  # training.md 1.1
         robot=dict(action_format="continuous"),  # an answer would train nothing
         held_out=10,  # ours: every tenth episode, for the error that `evaluate` reports from step 0

@@ -19,7 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
         side_files=config_dict.placeholder(str),  # None: those of init_from
     )
     config.data = dict(
-        robots=(dict(path="data/mine", tag="libero", meaning=config_dict.placeholder(str)),),
+        robots=(
+            dict(path="data/mine", tag="libero", meaning=""),
+        ),  # meaning: explains the columns, if the tag does not
         tokens=512,  # two or three examples
         crops=4,
         chunks=4,

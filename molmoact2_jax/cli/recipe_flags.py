@@ -32,8 +32,8 @@ def parse(command: str, argv: list[str], define: Callable[[Any], None]) -> Any:
     define(values)
     try:
         values(words)
-    except (flags.Error, KeyError, TypeError) as error:
-        raise ValueError(f"{command}: {error}") from None
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:  # what an override of a missing key raises
+        raise ValueError(f"{command}: {' '.join(str(error).split())}") from None
     if values["config"].value is None:
         raise ValueError(f"{command}: no --config, expected --config=FILE of configs/ or of your own.")
     logging.getLogger("absl").setLevel(logging.WARNING)

@@ -68,7 +68,8 @@ def rows(cfg: ModelConfig, data: DataConfig, num_rows: int) -> losses.Rows:
         action_valid=((b, c, a), jnp.bool_), channel_valid=((b, c, n), jnp.bool_), chunk_example=((b, c), jnp.int32),
         row=((b,), jnp.int32),
     )  # fmt: skip
-    return losses.Rows(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()})
+    made: dict[str, Any] = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    return losses.Rows(**made)
 
 
 def _vit(cfg: ViTConfig, row: flops.Work, tensor: int) -> Tower:
@@ -113,8 +114,8 @@ def model(made: setup.Setup) -> dict[str, int]:
     because three arrays of attention weights in float32 and a mask of bytes meet in the backward pass, with what the
     attention half of a block makes; with s < 4 a copy of the weights in s bytes joins both. A tower without a gradient
     saves nothing. Keys, values, the expert's context and their gradients stay for all layers. The compute copy is half
-    of the masters: their cast to bfloat16, or in float32 on a CPU second layouts. Where fsdp shards, a layer is gathered
-    while the one before is used, the head is whole, and its gradient is summed before it is scattered.
+    of the masters: their cast to bfloat16, or in float32 on a CPU second layouts. Where fsdp shards, a layer is
+    gathered while the one before is used, the head is whole, and its gradient is summed before it is scattered.
     """
     mesh, cfg, recipe = made.mesh, made.model, made.recipe
     tensor = mesh.shape["tensor"]
@@ -181,7 +182,7 @@ def mode(recipe: TrainConfig, name: str) -> TrainConfig:
 
 
 def largest_batch(made: setup.Setup, limit: float, most: int = 256) -> int:
-    """Returns the most rows per device, a power of two, that the model fits into `limit` bytes; 0 where one is too many."""
+    """Returns the most rows per device, a power of two, that fit into `limit` bytes; 0 where one is too many."""
     shards = made.mesh.shape["data"] * made.mesh.shape["fsdp"]
     best, count = 0, 1
     while count <= most:
