@@ -223,12 +223,17 @@ def _expert(raw: Json, llm: LLMConfig, where: str) -> ExpertConfig:
     ratio, multiple = c.get("mlp_ratio", 8 / 3), c.get("ffn_multiple_of", 256)
     return ExpertConfig(
         width=c["hidden_size"], depth=c["num_layers"], num_heads=c["num_heads"],
-        mlp_width=math.ceil(int(c["hidden_size"] * ratio) / multiple) * multiple, context_width=llm.kv_width,
+        mlp_width=expert_mlp_width(c["hidden_size"], ratio, multiple), context_width=llm.kv_width,
         context_heads=llm.num_kv_heads, time_width=c.get("timestep_embed_dim", 256),
         action_dim=raw.get("max_action_dim", 32), context_norm=c.get("context_layer_norm", True),
         qk_norm=c.get("qk_norm", True), qk_norm_eps=c.get("qk_norm_eps", 1e-6), rope=c.get("rope", True),
         causal=c.get("causal_attn", False), mlp_ratio=ratio, mlp_multiple=multiple,
     )  # fmt: skip
+
+
+def expert_mlp_width(width: int, ratio: float, multiple: int) -> int:
+    """Returns the hidden width of the expert's MLP, rounded up as released."""
+    return math.ceil(int(width * ratio) / multiple) * multiple
 
 
 def _tokens(raw: Json, where: str) -> TokenIds:

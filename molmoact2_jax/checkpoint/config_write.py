@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from molmoact2_jax.checkpoint import config_json
-from molmoact2_jax.config import ModelConfig
+from molmoact2_jax.config import ExpertConfig, ModelConfig
 
 
 def to_released(cfg: ModelConfig) -> dict[str, Any]:
@@ -64,10 +64,18 @@ def _towers(cfg: ModelConfig) -> dict[str, Any]:
         ),
     )  # fmt: skip
     if expert:
+        ratio, multiple = _mlp(expert)
         towers["action_expert_config"] = dict(
-            hidden_size=expert.width, num_layers=expert.depth, num_heads=expert.num_heads, mlp_ratio=expert.mlp_ratio,
-            ffn_multiple_of=expert.mlp_multiple, timestep_embed_dim=expert.time_width, rope=expert.rope,
+            hidden_size=expert.width, num_layers=expert.depth, num_heads=expert.num_heads, mlp_ratio=ratio,
+            ffn_multiple_of=multiple, timestep_embed_dim=expert.time_width, rope=expert.rope,
             context_layer_norm=expert.context_norm, qk_norm=expert.qk_norm, qk_norm_eps=expert.qk_norm_eps,
             causal_attn=expert.causal, dropout=0.0, attn_dropout=0.0,
         )  # fmt: skip
     return towers
+
+
+def _mlp(expert: ExpertConfig) -> tuple[float, int]:
+    """Returns the ratio and the multiple that give the hidden width: the configuration's own, where they do."""
+    if config_json.expert_mlp_width(expert.width, expert.mlp_ratio, expert.mlp_multiple) == expert.mlp_width:
+        return expert.mlp_ratio, expert.mlp_multiple
+    return expert.mlp_width / expert.width, expert.mlp_width
