@@ -79,7 +79,7 @@ class RobotDataset:
         weighting = example_lib.Weighting()
         labelled = example_lib.label(np.zeros(0, np.int32), [conversation], self._encoding.ids.eos, weighting)
         return Example(
-            tokens=self._noisy(rng, labelled.tokens, len(text)),
+            tokens=labelled.tokens,
             positions=labelled.positions,
             segments=labelled.segments,
             targets=labelled.targets,
@@ -210,16 +210,6 @@ class RobotDataset:
             valid=np.pad(kept, (0, horizon - len(kept))),
             channels=np.arange(channels) < actions.shape[1],
         )
-
-    def _noisy(self, rng: np.random.RandomState, tokens: np.ndarray, answer: int) -> np.ndarray:
-        """Replaces some depth codes of the answer, which starts at index `answer`."""
-        ids = self._encoding.ids
-        if not self._options.depth_noise or ids.depth_first is None:
-            return tokens
-        depth = (tokens >= ids.depth_first) & (tokens < ids.depth_first + ids.num_depths)
-        depth[:answer] = False
-        replaced = depth & (rng.random_sample(len(tokens)) < self._options.depth_noise)
-        return np.where(replaced, ids.depth_first + rng.randint(ids.num_depths, size=len(tokens)), tokens)
 
 
 def _drawn(rng: np.random.RandomState, rates: Mapping[str, float]) -> str:

@@ -31,7 +31,6 @@ class Options:
         the same task.
       state: writes state tokens into the prompt.
       setup_tokens, control_tokens: marks these parts of the prompt.
-      depth_noise: rate at which input depth codes are replaced by random ones; their targets stay.
       augment: "none", or a mode of `augment.MODES`: the released order, at camera size and before the resize.
       unwritable: what becomes of chunks with a level that the codec has no character for, whose stream is short and
         decodes to nothing: "keep" trains on it as released (and is counted), "skip" leaves the example out.
@@ -49,7 +48,6 @@ class Options:
     state: bool = True
     setup_tokens: bool = True
     control_tokens: bool = True
-    depth_noise: float = 0.0
     augment: str = "none"
     unwritable: str = "keep"
     horizon: int = 30

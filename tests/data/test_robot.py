@@ -138,16 +138,6 @@ def test_styles_come_at_their_rates_and_anew_each_epoch(think):
     assert drawn[0] != drawn[1] and drawn[0] == [made.example(i, 0).style for i in range(40)]
 
 
-def test_noise_replaces_input_codes_and_no_target(think):
-    clean, noisy = (dataset(think, styles={"robot_depth": 1.0}, depth_noise=rate).example(0, 0) for rate in (0, 0.5))
-    np.testing.assert_array_equal(clean.targets, noisy.targets)
-    ids = think.encoding.ids
-    changed = clean.tokens != noisy.tokens
-    assert 30 < changed.sum() < 70
-    for tokens in (clean.tokens[changed], noisy.tokens[changed]):
-        assert ((tokens >= ids.depth_first) & (tokens < ids.depth_first + ids.num_depths)).all()
-
-
 def test_depth_without_codes_is_a_damaged_sample(think):
     with pytest.raises(SampleError, match="no depth codes"):
         dataset(think, [episode(think, depth={})], styles={"robot_depth": 1.0}).example(0, 0)
