@@ -43,7 +43,10 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--codec", type=pathlib.Path, required=True, metavar="FILE", help="depth VQ-VAE, safetensors")
     parser.add_argument(
-        "--fit", type=int, metavar="STEPS", help="fit a codec to the maps first, if FILE does not exist"
+        "--fit",
+        type=int,
+        metavar="STEPS",
+        help="fit a codec to the maps first, if FILE does not exist (2000 steps or more)",
     )
     parser.add_argument("--camera", help="whose pictures decide what changed (default: the first)")
     parser.add_argument("--to", type=pathlib.Path, metavar="DIR", help="companion (default: DATASET_depth beside it)")
