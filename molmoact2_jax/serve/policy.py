@@ -21,7 +21,7 @@ from molmoact2_jax.data import images as image_lib
 from molmoact2_jax.data import normalize
 from molmoact2_jax.models import decode
 from molmoact2_jax.nn.params import Params
-from molmoact2_jax.serve import answers, cache_dir, observe, program
+from molmoact2_jax.serve import answers, cache_dir, observe, program, session
 from molmoact2_jax.serve.records import Action, DepthCache, Options, Prepared
 from molmoact2_jax.serve.runner import Runner
 from molmoact2_jax.text import prompt
@@ -115,6 +115,21 @@ class Policy:
         """
         observation = Observation(images, task, state, norm_tag)
         return self.predict_actions([observation], depth_caches=[depth_cache], noise=[noise], **options)[0]
+
+    def episode(self, norm_tag: str, task: str | None = None, **options: Any) -> session.Episode:
+        """Starts an episode, which keeps the depth cache between its calls: `with policy.episode(tag) as episode`.
+
+        Args:
+          norm_tag: the robot.
+          task: instruction in words, or None to give it with the first call.
+          **options: of all calls, see `predict_action`; not depth_cache.
+
+        Raises:
+          ValueError: an unknown robot or option, or one that the checkpoint cannot serve.
+        """
+        self.host.tag(norm_tag)
+        Options.of(options, self.host)
+        return session.Episode(self, norm_tag, task, options)
 
     def predict_actions(
         self,
