@@ -197,11 +197,7 @@ class TokenIds:
 
     @property
     def depth(self) -> DepthIds:
-        """The depth tokens.
-
-        Raises:
-          ValueError: the vocabulary lacks some of them.
-        """
+        """The depth tokens; a ValueError where the vocabulary lacks some of them."""
         output, start, end, first = self.depth_output, self.depth_start, self.depth_end, self.depth_first
         if output is None or start is None or end is None or first is None:
             raise ValueError("tokens: no ids of depth tokens, expected them in config.json. Use depth='off'.")
@@ -296,11 +292,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 def preset(name: str) -> ModelConfig:
-    """Returns one of the named models: "tiny" (tests), "bench" (80 M parameters), "4b" (the released sizes).
-
-    Raises:
-      ValueError: another name.
-    """
+    """Returns one of the named models: "tiny" (tests), "bench" (80 M parameters), "4b" (the released sizes)."""
     from molmoact2_jax import presets  # which builds on the classes above
 
     return presets.preset(name)

@@ -158,4 +158,4 @@ def _visible(oracle: Oracle) -> Iterator[Row]:
 def _trajectory(cfg: ModelConfig, params: Params, inputs: Inputs, noise: jax.Array, channels: jax.Array) -> jax.Array:
     prefix, _ = molmoact2.prefill(cfg, params, inputs)
     shifts = molmoact2.modulation(cfg, params, cfg.flow.num_steps)
-    return molmoact2.act(cfg, params, shifts, molmoact2.context(cfg, params, prefix), noise, channels)
+    return molmoact2.act(cfg, params, shifts, molmoact2.context(cfg, params, prefix), noise, channels=channels)

@@ -60,22 +60,22 @@ def greedy(
         alive = ~out.ended
         token = jnp.where(alive, best, cfg.tokens.pad)
         out = Generated(out.tokens.at[:, i].set(token), out.num_tokens + alive, out.ended | (token == stop))
-        return i + 1, feed(cfg, tree, prefix, token[:, None], alive[:, None], start + i), out
+        return i + 1, feed(cfg, tree, prefix, token[:, None], alive[:, None], start=start + i), out
 
     _, prefix, out = jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), prefix, empty))
     return prefix, out
 
 
 def feed(
-    cfg: ModelConfig, tree: Params, prefix: Prefix, tokens: jax.Array, valid: jax.Array, start: jax.Array | int
+    cfg: ModelConfig, tree: Params, prefix: Prefix, tokens: jax.Array, valid: jax.Array, *, start: jax.Array | int
 ) -> Prefix:
     """Runs tokens i32[B, T] in slots `start` onwards, causally behind the prefix; rows keep `last` where not valid."""
-    new, _ = _pass(cfg, tree, prefix, tokens, valid, start)
+    new, _ = _pass(cfg, tree, prefix, tokens, valid, start=start)
     return new
 
 
 def _pass(
-    cfg: ModelConfig, tree: Params, prefix: Prefix, tokens: jax.Array, valid: jax.Array, start: jax.Array | int
+    cfg: ModelConfig, tree: Params, prefix: Prefix, tokens: jax.Array, valid: jax.Array, *, start: jax.Array | int
 ) -> tuple[Prefix, jax.Array]:
     length, slots = tokens.shape[1], prefix.tokens.shape[1]
     write = lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, axis=1)  # noqa: E731
@@ -89,7 +89,7 @@ def _pass(
 
 
 def depth_codes(
-    cfg: ModelConfig, tree: Params, inputs: Inputs, draft: jax.Array, changed: jax.Array, widths: tuple[int, ...]
+    cfg: ModelConfig, tree: Params, inputs: Inputs, draft: jax.Array, changed: jax.Array, *, widths: tuple[int, ...]
 ) -> tuple[Prefix, Depth]:
     """Predicts the changed cells of the depth grid exactly as one-by-one decoding would, in a few passes.
 
@@ -119,8 +119,8 @@ def depth_codes(
         valid=jnp.concatenate([inputs.valid, jnp.ones((draft.shape[0], span), bool)], axis=1),
     )
     prefix, x = molmoact2.prefill(cfg, tree, whole, read=span)
-    known = _update(cfg, tree, x, (draft, jnp.zeros(draft.shape[0], jnp.int32)), changed, 0)
-    branches = [lambda s, width=width: _refine(cfg, tree, s, changed, prompt, width) for width in widths]
+    known = _update(cfg, tree, x, (draft, jnp.zeros(draft.shape[0], jnp.int32)), changed, start=0)
+    branches = [lambda s, width=width: _refine(cfg, tree, s, changed, prompt=prompt, width=width) for width in widths]
 
     def going(state: tuple) -> jax.Array:
         return (state[1] < span).any()
@@ -145,19 +145,19 @@ def span_tokens(cfg: ModelConfig, codes: jax.Array) -> jax.Array:
     return jnp.concatenate([edge * ids.start, codes + ids.first, edge * ids.end], axis=1)
 
 
-def _refine(cfg: ModelConfig, tree: Params, state: tuple, changed: jax.Array, prompt: int, width: int) -> tuple:
+def _refine(cfg: ModelConfig, tree: Params, state: tuple, changed: jax.Array, *, prompt: int, width: int) -> tuple:
     """One pass over `width` positions of the span, from the first whose keys and values are not final."""
     codes, sure, prefix, tail = state
     start = jnp.minimum(sure.min(), codes.shape[1] + 2 - width)
     tokens = jax.lax.dynamic_slice_in_dim(span_tokens(cfg, codes), start, width, axis=1)
-    prefix, x = _pass(cfg, tree, prefix, tokens, jnp.ones(tokens.shape, bool), prompt + start)
-    codes, sure = _update(cfg, tree, x, (codes, sure), changed, start)
+    prefix, x = _pass(cfg, tree, prefix, tokens, jnp.ones(tokens.shape, bool), start=prompt + start)
+    codes, sure = _update(cfg, tree, x, (codes, sure), changed, start=start)
     tail = jnp.where(start + width == codes.shape[1] + 2, x[:, -2:], tail)  # the last code and the end of the span
     return codes, sure, prefix, tail
 
 
 def _update(
-    cfg: ModelConfig, tree: Params, x: jax.Array, known: tuple, changed: jax.Array, start: jax.Array | int
+    cfg: ModelConfig, tree: Params, x: jax.Array, known: tuple, changed: jax.Array, *, start: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
     """Puts predictions into changed cells; returns the codes and how many leading positions of each row are final.
 

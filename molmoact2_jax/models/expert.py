@@ -164,6 +164,7 @@ def velocity(
     x: jax.Array,
     shifts: Modulation,
     context: KV,
+    *,
     masks: Masks,
     remat: params.Policy = None,
 ) -> jax.Array:

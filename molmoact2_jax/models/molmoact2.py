@@ -165,6 +165,7 @@ def act(
     shifts: expert.Modulation,
     ctx: Context,
     noise: jax.Array,
+    *,
     channels: jax.Array,
 ) -> jax.Array:
     """Integrates the flow from noise to a normalised chunk.
@@ -188,7 +189,7 @@ def act(
 
     def velocity(x: jax.Array, j: jax.Array) -> jax.Array:
         at = expert.Modulation(shifts.blocks[:, None, j][:, :, None], shifts.final[None, None, j])
-        v = expert.velocity(network, tree["expert"], x[:, None].astype(at.final.dtype), at, ctx.kv, reads)
+        v = expert.velocity(network, tree["expert"], x[:, None].astype(at.final.dtype), at, ctx.kv, masks=reads)
         return jnp.where(keep, v[:, 0].astype(x.dtype), 0)
 
     return flow.integrate(solver, velocity, jnp.where(keep, noise, 0), num_steps)

@@ -96,7 +96,7 @@ def _act(
     assert shifts is not None
     assert call.robot is not None
     noise, channels = jnp.asarray(call.noise), jnp.asarray(call.robot.channels)
-    trajectory = molmoact2.act(cfg, params, shifts, molmoact2.context(cfg, params, prefix), noise, channels)
+    trajectory = molmoact2.act(cfg, params, shifts, molmoact2.context(cfg, params, prefix), noise, channels=channels)
     actions = jax.vmap(normalize.unnormalize)(trajectory, call.robot.undo)
     return trajectory, jnp.where(channels[:, None], actions, 0)
 
@@ -107,7 +107,7 @@ def _prefix(cfg: ModelConfig, spec: Spec, params: Params, call: Call, answers: b
         return molmoact2.prefill(cfg, params, call.inputs, read=int(answers))[0], None, None
     if spec.depth == "adaptive":
         draft, changed = jnp.asarray(call.draft), jnp.asarray(call.changed)
-        prefix, codes = decode.depth_codes(cfg, params, call.inputs, draft, changed, spec.widths)
+        prefix, codes = decode.depth_codes(cfg, params, call.inputs, draft, changed, widths=spec.widths)
         return prefix, None, codes
     inputs = call.inputs if spec.depth == "full" else _behind_codes(cfg, call)
     prefix, _ = molmoact2.prefill(cfg, params, inputs, room=spec.max_depth_tokens, read=1)

@@ -230,7 +230,7 @@ def chunk_velocity(
         shifts = expert.modulation(sizes, tree, t[None])
         at = expert.Modulation(shifts.blocks[:, :, None], shifts.final[:, None])
         x = x[None, None].astype(shifts.final.dtype)
-        v = expert.velocity(sizes, tree, x, at, kv, reads, REMAT[loss.remat_expert])
+        v = expert.velocity(sizes, tree, x, at, kv, masks=reads, remat=REMAT[loss.remat_expert])
         return v[0, 0].astype(jnp.float32)
 
     return velocity

@@ -72,7 +72,7 @@ def plain(params, inputs, draft, changed):
     ids, start = CFG.tokens.depth, inputs.tokens.shape[1]
     prefix, _ = molmoact2.prefill(CFG, params, inputs, room=SPAN, read=1)
     rows, yes = inputs.tokens.shape[0], jnp.ones((inputs.tokens.shape[0], 1), bool)
-    feed = lambda prefix, tokens, slot: decode.feed(CFG, params, prefix, tokens[:, None], yes, slot)  # noqa: E731
+    feed = lambda prefix, tokens, slot: decode.feed(CFG, params, prefix, tokens[:, None], yes, start=slot)  # noqa: E731
     prefix = feed(prefix, jnp.full(rows, ids.start), start)
 
     def cell(prefix, j):
@@ -91,7 +91,7 @@ plain = jax.jit(plain)
 
 @functools.partial(jax.jit, static_argnums=0)
 def scheduled(widths, params, inputs, draft, changed):
-    return decode.depth_codes(CFG, params, inputs, draft, changed, widths)
+    return decode.depth_codes(CFG, params, inputs, draft, changed, widths=widths)
 
 
 @jax.jit

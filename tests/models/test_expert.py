@@ -36,7 +36,7 @@ def inputs(groups=1, seed=0):
 
 
 def velocity(x, shifts, kv, masks, cfg=CFG):
-    return np.asarray(compiled(cfg)(weights(cfg), x, shifts, kv, masks))
+    return np.asarray(compiled(cfg)(weights(cfg), x, shifts, kv, masks=masks))
 
 
 def test_the_velocity_of_a_fresh_expert_is_zero():
@@ -44,7 +44,7 @@ def test_the_velocity_of_a_fresh_expert_is_zero():
     x, _, kv, masks = inputs()
     at = expert.modulation(CFG, fresh, jnp.array([0.3]))
     shifts = expert.Modulation(at.blocks[:, :, None], at.final[:, None])
-    np.testing.assert_array_equal(compiled(CFG)(fresh, x, shifts, kv, masks), 0)
+    np.testing.assert_array_equal(compiled(CFG)(fresh, x, shifts, kv, masks=masks), 0)
     assert np.abs(velocity(x, *inputs()[1:])).max() > 0.1
 
 

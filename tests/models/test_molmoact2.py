@@ -30,7 +30,7 @@ def weights(cfg):
 def trajectory(cfg, tree, inputs, noise, channels):
     prefix, _ = molmoact2.prefill(cfg, tree, inputs)
     shifts = molmoact2.modulation(cfg, tree, STEPS)
-    return molmoact2.act(cfg, tree, shifts, molmoact2.context(cfg, tree, prefix), noise, channels)
+    return molmoact2.act(cfg, tree, shifts, molmoact2.context(cfg, tree, prefix), noise, channels=channels)
 
 
 def act(cfg, inputs, rows=slice(0, 1)):
