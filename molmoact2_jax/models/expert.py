@@ -38,12 +38,13 @@ class Times(nn.Module):
     @nn.compact
     def __call__(self, times: jax.Array) -> Modulation:
         linear = functools.partial(params.linear, self, bias=True)
-        h = linear("first", "bt,td->bd", _sinusoid(times, self.cfg.time_width), "time embed", init=params.xavier())
+        kernel = params.declare(self, "modulation", "layers cond shifts embed", params.zeros)
+        h = _sinusoid(times, self.cfg.time_width).astype(kernel.dtype)  # angles need float32, all that follows does not
+        h = linear("first", "bt,td->bd", h, "time embed", init=params.xavier())
         h = linear("second", "bd,de->be", jax.nn.silu(h), "embed cond", init=params.xavier())
         h = jax.nn.silu(h)
-        kernel = params.declare(self, "modulation", "layers cond shifts embed", params.zeros)
         bias = params.declare(self, "modulation_bias", "layers shifts embed", params.zeros)
-        blocks = jnp.einsum("bd,ldme->lbme", h, kernel.astype(h.dtype)) + bias[:, None].astype(h.dtype)
+        blocks = jnp.einsum("bd,ldme->lbme", h, kernel) + bias[:, None].astype(h.dtype)
         final = linear("final", "bd,dme->bme", h, "cond final_shifts embed", init=params.zeros)
         return Modulation(blocks, final)
 
@@ -87,7 +88,7 @@ def _self_attend(module: Block, h: jax.Array, steps: jax.Array | None) -> jax.Ar
     if cfg.rope:
         turn = ops.rotary(jnp.arange(length)[None], 1e4, cfg.head_dim)
         q, k = (ops.rope(a, turn) for a in (q, k))
-    y = ops.attend(q, k, v, _step_mask(cfg, length, steps))
+    y = ops.ATTENTION[cfg.attention](q, k, v, _step_mask(cfg, length, steps))
     return _out(module, "self_o", y).reshape(batch, groups, length, width)
 
 
@@ -98,7 +99,8 @@ def _cross_attend(module: Block, h: jax.Array, context: KV, visible: jax.Array) 
     if cfg.qk_norm:
         q = ops.rms_norm(q, None, cfg.qk_norm_eps)
     mask = visible if groups == 1 else jnp.repeat(visible, length, axis=1)
-    return _out(module, "cross_o", ops.attend(q, context.k, context.v, mask)).reshape(h.shape)
+    y = ops.ATTENTION[cfg.attention](q, context.k, context.v, mask)
+    return _out(module, "cross_o", y).reshape(h.shape)
 
 
 def _mlp(module: Block, h: jax.Array) -> jax.Array:

@@ -119,3 +119,10 @@ def test_the_context_norm_removes_the_scale_of_what_the_decoder_offers(scale):
     raw = dataclasses.replace(CFG, context_norm=False)
     plain, scaled = (expert.project_context(raw, weights(raw), source, k * source).v for k in (1, scale))
     np.testing.assert_allclose(scaled, scale * plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_expert_computes_in_the_type_of_its_weights():
+    small_weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights(CFG))
+    at, exact = (expert.modulation(CFG, tree, jnp.array([0.3, 0.9])) for tree in (small_weights, weights(CFG)))
+    assert at.blocks.dtype == at.final.dtype == jnp.bfloat16
+    np.testing.assert_allclose(at.blocks.astype(np.float32), exact.blocks, atol=0.05)
