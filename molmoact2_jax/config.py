@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 class ViTConfig:
     """Image encoder: SigLIP2 without class token or last norm. `depth` counts the stored layers.
 
-    `taps` are the layers whose residual streams are concatenated, in that order.
+    `taps` are the layers whose residual streams are concatenated, in that order. `attention` names, here and in the
+    other towers, the function of `ops.ATTENTION` that computes it.
     """
 
     width: int
@@ -29,6 +30,7 @@ class ViTConfig:
     num_positions: int = 729
     norm_eps: float = 1e-6
     activation: str = "gelu_pytorch_tanh"
+    attention: str = "matmul"
 
     @property
     def grid(self) -> int:
@@ -83,6 +85,7 @@ class LLMConfig:
     norm_after: bool = False
     activation: str = "silu"
     max_positions: int = 36864
+    attention: str = "matmul"
 
     @property
     def kv_width(self) -> int:
@@ -120,6 +123,7 @@ class ExpertConfig:
     conditioning: str = "kv"
     mlp_ratio: float = 4.0
     mlp_multiple: int = 256
+    attention: str = "matmul"
 
     @property
     def head_dim(self) -> int:

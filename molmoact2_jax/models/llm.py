@@ -60,7 +60,7 @@ class Block(nn.Module):
         if self.read is not None:
             last = slice(-self.read, None)
             x, h, turn, mask = jax.tree.map(lambda a: a[:, last], (x, h, turn, mask))
-        y = ops.attend(_queries(self, h, turn), kv.k, kv.v, mask)
+        y = ops.ATTENTION[cfg.attention](_queries(self, h, turn), kv.k, kv.v, mask)
         y = after(self, "attn_norm", linear("o", "btnh,nhd->btd", y, "heads head_dim embed"))
         x = x + _dropout(y, drop, 0)
 

@@ -35,7 +35,7 @@ class Block(nn.Module):
         linear = functools.partial(params.linear, self, bias=True)
         h = params.layer_norm(self, "attn_norm", x)
         q, k, v = (linear(n, "bpd,dnh->bpnh", h, "embed heads head_dim") for n in ("q", "k", "v"))
-        x = x + linear("o", "bpnh,nhd->bpd", ops.attend(q, k, v), "heads head_dim embed")
+        x = x + linear("o", "bpnh,nhd->bpd", ops.ATTENTION[self.cfg.attention](q, k, v), "heads head_dim embed")
         h = params.layer_norm(self, "mlp_norm", x)
         h = ops.ACTIVATIONS[self.cfg.activation](linear("up", "bpd,df->bpf", h, "embed mlp"))
         return x + linear("down", "bpf,fd->bpd", h, "mlp embed")

@@ -81,6 +81,13 @@ def test_attention_with_grouped_keys_is_softmax_attention(heads):
     np.testing.assert_allclose(ops.attend(q, k, v), plain_attention(q, k, v, np.ones_like(mask)), atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [4, 1])
+def test_fused_attention_is_the_attention_it_replaces(heads):
+    q, k, v = draw(2, 5, 4, 8), draw(2, 7, heads, 8, seed=1), draw(2, 7, heads, 8, seed=2)
+    for mask in (None, np.random.default_rng(3).random((2, 5, 7)) < 0.6, np.arange(7)[None, None].repeat(2, 0) < 4):
+        np.testing.assert_allclose(ops.ATTENTION["xla"](q, k, v, mask), ops.attend(q, k, v, mask), atol=1e-5)
+
+
 def test_a_masked_key_may_hold_anything_finite():
     q, k, v = draw(1, 3, 2, 4), draw(1, 6, 2, 4, seed=1), draw(1, 6, 2, 4, seed=2)
     mask = np.broadcast_to(np.arange(6) < 4, (1, 3, 6))
