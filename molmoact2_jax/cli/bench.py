@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from molmoact2_jax.cli import main
 
 COMMANDS: dict[str, main.Command] = {
+    "infer": main.Command("bench_infer", "an action call, phase by phase and as served"),
     "data": main.Command("bench_data", "reading, decoding, resizing, tokenising, packing, per core"),
 }
 

@@ -46,8 +46,7 @@ class Policy:
         backend = jax.default_backend()
         self.host, self.cfg = host, host.cfg
         self._runner = Runner(self.cfg, params, unroll=backend != "tpu" if unroll is None else unroll)
-        span = self.cfg.num_depth_codes + 2
-        self._widths = widths or ((*(w for w in CPU_WIDTHS if w < span), span) if backend == "cpu" else (span,))
+        self._widths = widths or pass_widths(self.cfg, backend)
         self._warned: set[str] = set()
 
     @classmethod
@@ -269,6 +268,12 @@ class Policy:
         stacked = normalize.Inverse(*(np.stack(arrays) for arrays in zip(*undo)))
         widths = np.array([[self.host.channels(tag)] for tag in tags])
         return program.Robot(stacked, np.arange(self.cfg.action_dim) < widths)
+
+
+def pass_widths(cfg: ModelConfig, backend: str) -> tuple[int, ...]:
+    """Returns how many positions a pass of adaptive depth may have on a kind of device (`decode.depth_codes`)."""
+    span = cfg.num_depth_codes + 2
+    return (*(w for w in CPU_WIDTHS if w < span), span) if backend == "cpu" else (span,)
 
 
 def _noise(noise: np.ndarray | None, shape: tuple[int, int], seed: int) -> np.ndarray:

@@ -40,9 +40,9 @@ class Runner:
         """Takes other weights of the same shapes and dtypes; the programs serve them too."""
         self.params, self._shifts = params, {}
 
-    def compile(self, spec: program.Spec, call: program.Call, num_steps: int) -> None:
-        """Makes the program of a call without running it."""
-        self._program(spec, self._modulation(num_steps) if spec.mode == "continuous" else None, call)
+    def compile(self, spec: program.Spec, call: program.Call, num_steps: int) -> Any:
+        """Makes the program of a call without running it, and returns it."""
+        return self._program(spec, self._modulation(num_steps) if spec.mode == "continuous" else None, call)
 
     def _modulation(self, num_steps: int) -> Any:
         """Computes the modulation of all steps, once: it depends on the weights alone."""
