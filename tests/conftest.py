@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# One device can wait in several collectives at once, each on a thread of a pool as large as the machine has cores (at
+# least one per device): with eight devices on two cores all threads can end up waiting for one that gets none.
+os.environ.setdefault("PJRT_NPROC", "64")
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     # The tests compile far longer than they compute.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
