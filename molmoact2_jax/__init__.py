@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from molmoact2_jax.batch import Observation
     from molmoact2_jax.serve.policy import Policy
     from molmoact2_jax.serve.records import Action, DepthCache, DepthDecodeError
+    from molmoact2_jax.serve.session import Episode
     from molmoact2_jax.text.actions import ActionDecodeError
     from molmoact2_jax.text.prompt import Message
 
@@ -19,6 +20,7 @@ __all__ = [
     "ActionDecodeError",
     "DepthCache",
     "DepthDecodeError",
+    "Episode",
     "Message",
     "Observation",
     "Policy",
@@ -31,6 +33,7 @@ _HOMES = {
     "ActionDecodeError": "text.actions",
     "DepthCache": "serve.records",
     "DepthDecodeError": "serve.records",
+    "Episode": "serve.session",
     "Message": "text.prompt",
     "Observation": "batch",
     "Policy": "serve.policy",

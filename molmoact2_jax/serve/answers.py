@@ -33,7 +33,7 @@ def action(host: observe.Host, one: Prepared, outcome: program.Outcome, index: i
         depth_codes=codes,
         depth_cache=None if codes is None or len(codes) != host.cfg.num_depth_codes else DepthCache(one.first, codes),
         passes=passes,
-        changed=0 if codes is None else int(one.changed.sum()),
+        changed_cells=None if codes is None else one.changed,
     )
 
 

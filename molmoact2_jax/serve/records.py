@@ -35,7 +35,7 @@ class Action:
       depth_codes: i32[100], or as many as free decoding gave; None without depth.
       depth_cache: for the next call of the same episode, or None.
       passes: forward passes that the depth span took, the prefill included; 0 without depth.
-      changed: cells of the depth grid that were predicted anew.
+      changed_cells: bool[100], true = predicted anew, raster order; None without depth.
       timing: milliseconds by phase: preprocess (host), model (the compiled program), post (host).
     """
 
@@ -45,8 +45,13 @@ class Action:
     depth_codes: np.ndarray | None
     depth_cache: DepthCache | None
     passes: int
-    changed: int
+    changed_cells: np.ndarray | None
     timing: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def changed(self) -> int:
+        """Cells of the depth grid that were predicted anew."""
+        return 0 if self.changed_cells is None else int(self.changed_cells.sum())
 
 
 @dataclasses.dataclass(frozen=True)

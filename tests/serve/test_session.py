@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import molmoact2_jax
 from molmoact2_jax import Policy
 
 TASK = "open the top drawer"
@@ -32,6 +33,8 @@ def test_an_episode_hands_each_cache_to_the_next_call(policy):
             assert out.changed == plain.changed
             cache = plain.depth_cache
     assert out.changed == 1
+    np.testing.assert_array_equal(np.flatnonzero(out.changed_cells), [77])
+    assert isinstance(episode, molmoact2_jax.Episode)
 
 
 def test_a_new_episode_sees_nothing_of_the_last_and_an_ended_one_refuses_calls(policy):
