@@ -6,18 +6,20 @@ Each function returns a matplotlib figure of its own, without global state; `sav
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 GRID = 10  # cells along each side of a depth grid
 RECORDED, PREDICTED = "#333333", "#d62728"
 _PANEL = 2.2  # inches
+_CHANNEL = (3.0, 1.8)  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class DepthFrame:
       mask: bool[100], true = changed since the frame before.
       depth: [H, W], the map that the codes were made from, near is large.
       decoded: [H, W], what the codec draws from the codes.
+      others: u8[H, W, 3] of each further camera, as many in all rows.
     """
 
     title: str
@@ -39,6 +42,7 @@ class DepthFrame:
     mask: np.ndarray | None = None
     depth: np.ndarray | None = None
     decoded: np.ndarray | None = None
+    others: Sequence[np.ndarray] = ()
 
 
 def save(figure: Figure, path: str | pathlib.Path) -> pathlib.Path:
@@ -62,22 +66,9 @@ def depth_frames(frames: Sequence[DepthFrame], levels: np.ndarray | None = None)
     """
     from matplotlib.figure import Figure
 
-    for frame in frames:
-        _check(frame)
-    if not frames:
-        raise ValueError("depth_frames: no frames, expected one or more.")
-    shown = {name for frame in frames for name, value in vars(frame).items() if value is not None}
-    names = [name for name in ("picture", "mask", "depth", "codes", "decoded") if name in shown]
-    figure = Figure(figsize=(_PANEL * len(names) + 0.6, _PANEL * len(frames) + 0.4), layout="constrained")
-    panels = figure.subplots(len(frames), len(names), squeeze=False)
-    for row, frame in zip(panels, frames, strict=True):
-        for axes, name in zip(row, names, strict=True):
-            axes.set(xticks=[], yticks=[])
-            if getattr(frame, name) is not None:
-                _DEPTH_PANELS[name](axes, frame, levels)
-        row[0].set_ylabel(frame.title, fontsize="small")
-    for axes, name in zip(panels[0], names, strict=True):
-        axes.set_title("changed cells" if name == "mask" else name, fontsize="small")
+    columns = _columns(frames, levels)
+    figure = Figure(figsize=_sheet_size(columns), layout="constrained")
+    _draw_sheet(figure, frames, columns)
     return figure
 
 
@@ -92,19 +83,31 @@ def actions(
       names: of the C channels, with units where known.
       title: of the figure.
     """
-    samples = predicted if predicted.ndim == 3 else predicted[None]
-    figure, panels = _grid(samples.shape[2], 3.0, 1.8)
-    for c, axes in enumerate(panels):
-        if recorded is not None:
-            axes.plot(recorded[:, c], color=RECORDED, label="recorded")
-        for sample in samples if len(samples) > 1 else ():
-            axes.plot(sample[:, c], color=PREDICTED, alpha=0.2, linewidth=0.8)
-        axes.plot(samples.mean(axis=0)[:, c], color=PREDICTED, marker=".", label="predicted")
-        axes.set_title(names[c] if len(names) else f"channel {c}", fontsize="small")
-    if recorded is not None:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_grid_size(predicted.shape[-1], *_CHANNEL), layout="constrained")
+    _draw_actions(figure, predicted, recorded, names)
     figure.suptitle(title)
-    figure.supxlabel("step")
+    return figure
+
+
+def call(
+    frames: Sequence[DepthFrame],
+    predicted: np.ndarray,
+    names: Sequence[str] = (),
+    title: str = "",
+    levels: np.ndarray | None = None,
+) -> Figure:
+    """Draws how a model reasoned about depth, and the chunk it chose: `depth_frames` above `actions`."""
+    from matplotlib.figure import Figure
+
+    columns = _columns(frames, levels)
+    (width, above), (least, below) = _sheet_size(columns), _grid_size(predicted.shape[-1], *_CHANNEL)
+    figure = Figure(figsize=(max(width, least), above + below + 0.3), layout="constrained")
+    halves = figure.add_gridspec(2, 1, height_ratios=[above, below])
+    _draw_sheet(figure.add_subfigure(halves[0]), frames, columns)
+    _draw_actions(figure.add_subfigure(halves[1]), predicted, None, names)
+    figure.suptitle(title)
     return figure
 
 
@@ -133,12 +136,15 @@ def curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]], smoot
       history: {name: (steps, values)}; values that are not finite leave gaps.
       smoothing: share of a moving average that each value keeps, in [0, 1); the raw values stay behind it.
     """
-    figure, panels = _grid(len(history), 4.0, 2.4)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_grid_size(len(history), 4.0, 2.4), layout="constrained")
+    panels = _grid(figure, len(history))
     for axes, (name, (steps, values)) in zip(panels, history.items(), strict=True):
         raw = np.asarray(values, np.float64)
         axes.plot(steps, raw, color=PREDICTED, alpha=0.3 if smoothing else 1.0, linewidth=1)
         if smoothing:
-            axes.plot(steps, _smooth(raw, smoothing), color=PREDICTED)
+            axes.plot(steps, smooth(raw, smoothing), color=PREDICTED)
         finite = raw[np.isfinite(raw)]
         if len(finite) and finite.min() > 0 and finite.max() > 3 * finite.min():
             axes.set_yscale("log")
@@ -147,7 +153,8 @@ def curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]], smoot
     return figure
 
 
-def _smooth(values: np.ndarray, share: float) -> np.ndarray:
+def smooth(values: np.ndarray, share: float) -> np.ndarray:
+    """Returns the moving average of which each value keeps `share`; NaN where a value is not finite."""
     out, mean, weight = np.full(len(values), np.nan), 0.0, 0.0
     for i, value in enumerate(values):
         if np.isfinite(value):
@@ -156,31 +163,97 @@ def _smooth(values: np.ndarray, share: float) -> np.ndarray:
     return out
 
 
-def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """Returns a figure with `count` panels, up to four in a row."""
-    from matplotlib.figure import Figure
+def _grid_size(count: int, width: float, height: float) -> tuple[float, float]:
+    return width * min(4, count), height * -(-count // 4) + 0.5
 
-    columns = min(4, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+
+def _grid(figure: FigureBase, count: int) -> list[Any]:
+    """Returns `count` panels, up to four in a row."""
+    panels = list(figure.subplots(-(-count // 4), min(4, count), squeeze=False).flat)
     for axes in panels[count:]:
         axes.set_axis_off()
-    return figure, panels[:count]
+    return panels[:count]
 
 
-def _check(frame: DepthFrame) -> None:
+def _draw_actions(figure: FigureBase, predicted: np.ndarray, recorded: np.ndarray | None, names: Sequence[str]) -> None:
+    samples = predicted if predicted.ndim == 3 else predicted[None]
+    panels = _grid(figure, samples.shape[2])
+    for c, axes in enumerate(panels):
+        if recorded is not None:
+            axes.plot(recorded[:, c], color=RECORDED, label="recorded")
+        for sample in samples if len(samples) > 1 else ():
+            axes.plot(sample[:, c], color=PREDICTED, alpha=0.2, linewidth=0.8)
+        axes.plot(samples.mean(axis=0)[:, c], color=PREDICTED, marker=".", label="predicted")
+        axes.set_title(names[c] if len(names) else f"channel {c}", fontsize="small")
+    if recorded is not None:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")
+    figure.supxlabel("step")
+
+
+class _Panel(NamedTuple):
+    """One panel of a depth sheet; its values are None where a frame has none."""
+
+    title: str
+    values: np.ndarray | None
+    draw: Callable[[Any], None]
+
+
+_Columns = list[tuple[_Panel, ...]]
+
+
+def _columns(frames: Sequence[DepthFrame], levels: np.ndarray | None) -> _Columns:
+    """Returns the panels of all frames by columns, without those that no frame has."""
+    if not frames:
+        raise ValueError("depth_frames: no frames, expected one or more.")
+    for frame in frames:
+        _check(frame, len(frames[0].others))
+    columns = zip(*(_panels(frame, levels) for frame in frames), strict=True)
+    return [column for column in columns if any(panel.values is not None for panel in column)]
+
+
+def _check(frame: DepthFrame, cameras: int) -> None:
     for name in ("codes", "mask"):
         values = getattr(frame, name)
         if values is not None and np.shape(values) != (GRID * GRID,):
             raise ValueError(f"depth_frames: {name} of {frame.title!r} is {np.shape(values)}, expected ({GRID**2},).")
+    if len(frame.others) != cameras:
+        raise ValueError(
+            f"depth_frames: {len(frame.others)} other cameras in {frame.title!r}, expected {cameras} as in the first."
+        )
 
 
-def _picture(axes: Any, frame: DepthFrame, levels: np.ndarray | None) -> None:
-    axes.imshow(frame.picture)
+def _panels(frame: DepthFrame, levels: np.ndarray | None) -> list[_Panel]:
+    cameras = [("picture", frame.picture), *((f"camera {i}", other) for i, other in enumerate(frame.others, 2))]
+    return [
+        *(_Panel(title, picture, functools.partial(_picture, picture)) for title, picture in cameras),
+        _Panel("changed cells", frame.mask, functools.partial(_mask, frame)),
+        _Panel("depth", frame.depth, functools.partial(_depth, frame)),
+        _Panel("codes", frame.codes, functools.partial(_codes, frame, levels)),
+        _Panel("decoded", frame.decoded, functools.partial(_decoded, frame)),
+    ]
 
 
-def _mask(axes: Any, frame: DepthFrame, levels: np.ndarray | None) -> None:
+def _sheet_size(columns: _Columns) -> tuple[float, float]:
+    return _PANEL * len(columns) + 0.6, _PANEL * len(columns[0]) + 0.4
+
+
+def _draw_sheet(figure: FigureBase, frames: Sequence[DepthFrame], columns: _Columns) -> None:
+    grid = figure.subplots(len(frames), len(columns), squeeze=False)
+    for axes, panel in zip(grid.T.flat, (panel for column in columns for panel in column), strict=True):
+        axes.set(xticks=[], yticks=[])
+        if panel.values is not None:
+            panel.draw(axes)
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title(column[0].title, fontsize="small")
+    for axes, frame in zip(grid[:, 0], frames, strict=True):
+        axes.set_ylabel(frame.title, fontsize="small")
+
+
+def _picture(picture: np.ndarray, axes: Any) -> None:
+    axes.imshow(picture)
+
+
+def _mask(frame: DepthFrame, axes: Any) -> None:
     """Shows the picture where it changed, and its shadow elsewhere."""
     from PIL import Image
 
@@ -191,7 +264,7 @@ def _mask(axes: Any, frame: DepthFrame, levels: np.ndarray | None) -> None:
     axes.set_xlabel(f"{np.asarray(frame.mask).sum()} of {GRID**2}", fontsize="x-small")
 
 
-def _codes(axes: Any, frame: DepthFrame, levels: np.ndarray | None) -> None:
+def _codes(frame: DepthFrame, levels: np.ndarray | None, axes: Any) -> None:
     grid = np.reshape(frame.codes, (GRID, GRID))
     shades = grid if levels is None else levels[grid]
     low, high = (0, 127) if levels is None else (levels.min(), levels.max())
@@ -201,12 +274,9 @@ def _codes(axes: Any, frame: DepthFrame, levels: np.ndarray | None) -> None:
         axes.text(x, y, str(code), ha="center", va="center", fontsize=3.5, color="black" if bright else "white")
 
 
-def _depth(axes: Any, frame: DepthFrame, levels: np.ndarray | None) -> None:
+def _depth(frame: DepthFrame, axes: Any) -> None:
     axes.imshow(np.squeeze(np.asarray(frame.depth)), cmap="viridis")
 
 
-def _decoded(axes: Any, frame: DepthFrame, levels: np.ndarray | None) -> None:
+def _decoded(frame: DepthFrame, axes: Any) -> None:
     axes.imshow(np.squeeze(np.asarray(frame.decoded)), cmap="viridis", vmin=-1, vmax=1)
-
-
-_DEPTH_PANELS = {"picture": _picture, "mask": _mask, "depth": _depth, "codes": _codes, "decoded": _decoded}
