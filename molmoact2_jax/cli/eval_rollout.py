@@ -1,22 +1,27 @@
-"""`molmoact2 eval rollout`: a checkpoint in a simulator."""
+"""`molmoact2 eval rollout`: a checkpoint in a simulator, and the controls that its success is compared with."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from molmoact2_jax.cli import meter, numbers
 from molmoact2_jax.envs import registry
-from molmoact2_jax.eval import rollout, scorecard
+from molmoact2_jax.envs.base import Spec
+from molmoact2_jax.eval import films, ledger, rollout, scorecard
 from molmoact2_jax.serve.policy import Policy
 
 
 def register(subparsers: Any) -> None:
     """Adds the parser of the command."""
-    parser = subparsers.add_parser("rollout", description="Runs episodes of a simulator with a checkpoint.")
+    parser = subparsers.add_parser(
+        "rollout",
+        description="Runs episodes of a simulator with a checkpoint. With --out, an interrupted rollout is finished "
+        "by the same command, and a finished one shows its result again.",
+    )
     parser.add_argument("checkpoint", type=pathlib.Path, help="directory in the released format, or a run")
     parser.add_argument("--env", default="metaworld", help=f"{', '.join(registry.ADAPTERS)}, or package.module:Class")
     parser.add_argument("--tasks", required=True, type=numbers.words, help="names, with commas between them")
@@ -33,7 +38,20 @@ def register(subparsers: Any) -> None:
         metavar="TASK=OTHER",
         help="tells the policy the instruction of another task, or these words; a control",
     )
-    parser.add_argument("--random-weights", action="store_true", help="another control: the same model untrained")
+    parser.add_argument(
+        "--swap",
+        action="append",
+        default=[],
+        type=numbers.words,
+        metavar="TASK,TASK",
+        help="a control: each of two tasks gets the other's instruction, and success stays that of the task itself",
+    )
+    parser.add_argument(
+        "--random-weights",
+        type=int,
+        metavar="SEED",
+        help="another control: the same model with the weights that a training run of this seed starts from",
+    )
     parser.add_argument("--num-steps", type=int, help="steps of the flow solver (default: the checkpoint's)")
     parser.add_argument("--noise-seed", type=int, default=0, help="of the noise that plans start from")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the computation")
@@ -41,40 +59,50 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--processes", type=int, default=2, help="that run the simulators; 0 runs them here")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="of the simulator")
     parser.add_argument("--film", type=numbers.ranges, default=(), metavar="SEEDS", help="keeps these pictures")
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="for rollout.json and films")
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="for rollout.json, rounds and pictures")
     parser.add_argument("--json", action="store_true", help="prints the result file instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the protocol, writes the result, shows a table."""
+    """Runs what is left of the protocol, writes the result, shows a table."""
     registry.require_tasks(args.env, args.tasks)
-    policy = Policy.from_pretrained(args.checkpoint, dtype=args.dtype)
-    if args.random_weights:
-        policy = scorecard.untrained(policy, args.dtype)
-    protocol = _protocol(args, policy)
+    if args.random_weights is None:
+        policy = Policy.from_pretrained(args.checkpoint, dtype=args.dtype)
+    else:
+        policy = scorecard.untrained(args.checkpoint, args.dtype, args.random_weights)
+    protocol, spec = _protocol(args, policy)
+    facts = _facts(args, policy)
+    kept = ledger.Ledger(args.out, scorecard.identity(protocol, facts, spec))
+    planner = _planner(args, policy, protocol)
     with meter.Meter("rollout", "episodes") as progress:
-        done = rollout.run(protocol, _planner(args, policy, protocol), lambda n, total, _: progress(n, total))
-    facts = dict(
-        checkpoint=str(args.checkpoint),
-        random_weights=args.random_weights,
-        dtype=args.dtype,
-        num_steps=args.num_steps or policy.cfg.flow.num_steps,
-    )
-    result = scorecard.result(protocol, done, facts)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "rollout.json").write_text(json.dumps(result, indent=1))
-        scorecard.save_films(done, args.out, fps=result["environment"]["fps"])
+        for done in rollout.rounds(protocol, planner, progress, first=len(kept.records)):
+            record = scorecard.record(done)
+            if args.out:
+                films.save_strips(done, record, kept.records, args.out)
+                films.save_films(done.episodes, args.out, fps=spec.fps)
+            kept.add(record)
+    result = kept.finish(scorecard.result(protocol, facts, spec, kept.records))
     print(json.dumps(result) if args.json else table(result))
     return 0
 
 
-def _protocol(args: argparse.Namespace, policy: Policy) -> rollout.Protocol:
+def _facts(args: argparse.Namespace, policy: Policy) -> dict[str, Any]:
+    """Returns what the result says about the policy."""
+    return dict(
+        checkpoint=str(args.checkpoint),
+        digest=scorecard.digest(policy, args.norm_tag),
+        random_weights=args.random_weights,
+        dtype=args.dtype,
+        num_steps=args.num_steps or policy.cfg.flow.num_steps,
+    )
+
+
+def _protocol(args: argparse.Namespace, policy: Policy) -> tuple[rollout.Protocol, Spec]:
     tag, options = policy.host.tag(args.norm_tag), dict(map(_option, args.option))
     env = registry.open_environment(args.env, args.tasks[0], **options)
     env.close()
     executed = args.executed or tag.n_action_steps or policy.host.horizon(tag)
-    return rollout.Protocol(
+    protocol = rollout.Protocol(
         env=args.env,
         tasks=args.tasks,
         seeds=args.seeds,
@@ -82,13 +110,14 @@ def _protocol(args: argparse.Namespace, policy: Policy) -> rollout.Protocol:
         executed=executed,
         cameras=scorecard.fit(tag, args.norm_tag, env.spec, executed),
         horizon=args.horizon,
-        instructions=_instructions(args.instruct, registry.adapter(args.env).instructions()),
+        instructions=_instructions(args, registry.adapter(args.env).instructions()),
         noise_seed=args.noise_seed,
         num_envs=min(args.envs, len(args.tasks) * len(args.seeds)),
         num_processes=args.processes,
         options=options,
         filmed=args.film,
     )
+    return protocol, env.spec
 
 
 def _planner(args: argparse.Namespace, policy: Policy, protocol: rollout.Protocol) -> rollout.Planner:
@@ -106,14 +135,18 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _instructions(given: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
-    """Reads TASK=OTHER: the words told for TASK are those of the task OTHER, or OTHER itself."""
+def _instructions(args: argparse.Namespace, known: Mapping[str, str]) -> dict[str, str]:
+    """Reads TASK=OTHER: the words told for TASK are those of the task OTHER, or OTHER itself; and pairs to swap."""
     told = {}
-    for text in given:
+    for text in args.instruct:
         task, equals, other = text.partition("=")
-        if not equals or task not in known:
-            raise ValueError(f"--instruct: {text!r}, expected TASK=OTHER with one of the simulator's tasks.")
+        if not equals or task not in args.tasks:
+            raise ValueError(f"--instruct: {text!r}, expected TASK=OTHER with one of {', '.join(args.tasks)}.")
         told[task] = known.get(other, other)
+    for pair in args.swap:
+        if len(pair) != 2 or not set(pair) <= set(args.tasks):
+            raise ValueError(f"--swap: {','.join(pair)!r}, expected two of {', '.join(args.tasks)}, as TASK,TASK.")
+        told |= {pair[0]: known[pair[1]], pair[1]: known[pair[0]]}
     return told
 
 
@@ -127,6 +160,10 @@ def table(result: Mapping[str, Any]) -> str:
         bounds = f"{share['low']:.0%} to {share['high']:.0%}"
         lines.append(f"{name:<{width}}  {count:>7}  {share['rate']:>4.0%}  {bounds:>12}  {took:>9}")
     seconds = result["seconds"]
+    for task, words in result["protocol"]["instructions"].items():
+        lines.append(f"control: {task} was told {words!r}")
+    if result["policy"]["random_weights"] is not None:
+        lines.append(f"control: random weights of seed {result['policy']['random_weights']}")
     lines.append(
         f"{result['plans']} plans, {result['protocol']['executed']} actions of each; seconds: "
         + ", ".join(f"{phase} {value:.0f}" for phase, value in seconds.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,8 @@ class Episode:
       success: by the simulator.
       actions: f32[C] each, as they were carried out.
       plans: how many actions of each plan were.
-      film: pictures of the first camera, u8[H, W, 3], the first before any action; empty unless filmed.
+      seen: what the first camera showed at each plan and at the end, u8[H, W, 3].
+      film: the same after every action, the first before any; empty unless filmed.
     """
 
     task: str
@@ -76,12 +77,14 @@ class Episode:
     success: bool = False
     actions: list[np.ndarray] = dataclasses.field(default_factory=list)
     plans: list[int] = dataclasses.field(default_factory=list)
+    seen: list[np.ndarray] = dataclasses.field(default_factory=list)
     film: list[np.ndarray] = dataclasses.field(default_factory=list)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, spec: Spec) -> dict[str, Any]:
         """Returns what the result file says about it."""
         actions = np.array(self.actions)
         seams = trajectory.seam_ratio(actions, self.plans)
+        saturated = trajectory.saturation(actions, *spec.bounds)
         return dict(
             task=self.task,
             seed=self.seed,
@@ -90,12 +93,20 @@ class Episode:
             decisions=len(self.actions),
             roughness=trajectory.roughness(actions),
             seam_ratio=None if np.isnan(seams) else seams,
+            saturation={name: float(value) for name, value in zip(spec.action_names, saturated)},
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Finished episodes, in the order of tasks and seeds; what the environments are; seconds by phase."""
+class Round:
+    """Episodes that ran together, in the order of seeds and tasks.
+
+    Attributes:
+      episodes: all finished.
+      specs: what the tasks are.
+      seconds: by phase.
+      num_plans: asked of the policy, filling of batches not counted.
+    """
 
     episodes: list[Episode]
     specs: dict[str, Spec]
@@ -103,8 +114,21 @@ class Run:
     num_plans: int
 
 
-def run(protocol: Protocol, plan: Planner, progress: Callable[[int, int, int], None] | None = None) -> Run:
-    """Runs every episode of a protocol.
+def orders(protocol: Protocol) -> list[list[tuple[str, int]]]:
+    """Returns the tasks and seeds of each round: two episodes for each environment, all tasks of a seed together.
+
+    A round depends on the protocol alone and on no round before it, so an interrupted rollout that goes on with the
+    next round ends as an uninterrupted one.
+    """
+    every = [(task, seed) for seed in protocol.seeds for task in protocol.tasks]
+    size = 2 * protocol.num_envs
+    return [every[start : start + size] for start in range(0, len(every), size)]
+
+
+def rounds(
+    protocol: Protocol, plan: Planner, progress: Callable[[int, int], None] | None = None, first: int = 0
+) -> Iterator[Round]:
+    """Runs the rounds of a protocol.
 
     Episodes start, and batches are put together, in an order that depends on the protocol and on the episodes alone,
     so a second run gives the same outcomes.
@@ -112,7 +136,8 @@ def run(protocol: Protocol, plan: Planner, progress: Callable[[int, int, int], N
     Args:
       protocol: what to run.
       plan: the policy; its batch always has `protocol.num_envs` entries, so that one program serves.
-      progress: called with (episodes done, all, successes so far).
+      progress: called with (episodes done, all).
+      first: rounds that were run before and are left out.
 
     Raises:
       ValueError: an unknown task, no episodes, or actions that do not fit the environment.
@@ -120,26 +145,26 @@ def run(protocol: Protocol, plan: Planner, progress: Callable[[int, int, int], N
     registry.require_tasks(protocol.env, protocol.tasks)
     if not (protocol.tasks and protocol.seeds and protocol.executed >= 1 and protocol.num_envs >= 1):
         raise ValueError("rollout: expected at least one task, seed, executed action and environment. Ask for more.")
-    begin = time.perf_counter()
+    planned = orders(protocol)
+    done, total = sum(map(len, planned[:first])), sum(map(len, planned))
+    if done == total:
+        return
     with fleet.Fleet(protocol.env, protocol.options, min(protocol.num_processes, protocol.num_envs)) as envs:
-        loop = _Loop(protocol, envs, plan, progress or (lambda done, total, successes: None))
-        loop.run()
-    seconds = dict(loop.seconds, total=time.perf_counter() - begin)
-    order = {key: i for i, key in enumerate(_orders(protocol))}
-    episodes = sorted(loop.finished, key=lambda episode: order[episode.task, episode.seed])
-    return Run(episodes, loop.specs, seconds, loop.num_plans)
-
-
-def _orders(protocol: Protocol) -> list[tuple[str, int]]:
-    return [(task, seed) for task in protocol.tasks for seed in protocol.seeds]
+        for order in planned[first:]:
+            loop = _Loop(protocol, order, envs, plan)
+            for count in loop.run():
+                if progress is not None:
+                    progress(done + count, total)
+            done += len(order)
+            yield loop.round()
 
 
 class _Loop:
-    """One run: episodes in slots, and those that wait. A slot that is free takes its own task first."""
+    """One round: episodes in slots, and those that wait. A slot that is free takes its own task first."""
 
-    def __init__(self, protocol: Protocol, envs: fleet.Fleet, plan: Planner, progress: Callable[[int, int, int], None]):
-        self.protocol, self.envs, self.plan, self.progress = protocol, envs, plan, progress
-        self.waiting = {task: list(protocol.seeds) for task in protocol.tasks}
+    def __init__(self, protocol: Protocol, order: Sequence[tuple[str, int]], envs: fleet.Fleet, plan: Planner):
+        self.protocol, self.order, self.envs, self.plan = protocol, order, envs, plan
+        self.waiting = {task: [seed for name, seed in order if name == task] for task in protocol.tasks}
         self.active: dict[int, Episode] = {}
         self.frames: dict[int, Frame] = {}
         self.last_task: dict[int, str] = {}
@@ -148,9 +173,19 @@ class _Loop:
         self.seconds = dict(simulator=0.0, policy=0.0)
         self.num_plans = 0
 
-    def run(self) -> None:
+    def run(self) -> Iterator[int]:
+        """Yields how many episodes have ended, whenever that may have changed."""
+        begin = time.perf_counter()
         while self._start() or self.active:
             self._advance(self._plans())
+            yield len(self.finished)
+        self.seconds["total"] = time.perf_counter() - begin
+
+    def round(self) -> Round:
+        """Returns what happened."""
+        place = {key: i for i, key in enumerate(self.order)}
+        episodes = sorted(self.finished, key=lambda episode: place[episode.task, episode.seed])
+        return Round(episodes, self.specs, self.seconds, self.num_plans)
 
     def _start(self) -> bool:
         """Fills free slots; returns whether any was filled."""
@@ -174,7 +209,7 @@ class _Loop:
         if not left:
             return None
         running = [episode.task for episode in self.active.values()]
-        fewest = min(left, key=lambda task: running.count(task) - len(left[task]) / len(self.protocol.seeds))
+        fewest = min(left, key=lambda task: running.count(task) - len(left[task]) / len(self.order))
         task = self.last_task[slot] = self.last_task[slot] if self.last_task.get(slot) in left else fewest
         return task, left[task].pop(0)
 
@@ -212,14 +247,13 @@ class _Loop:
             self._see(slot, progress)
             if progress.success or progress.ended or self._room(slot) == 0:
                 self.finished.append(self.active.pop(slot))
-                total = len(self.protocol.tasks) * len(self.protocol.seeds)
-                self.progress(len(self.finished), total, sum(episode.success for episode in self.finished))
 
     def _see(self, slot: int, progress: fleet.Progress) -> None:
-        self.frames[slot] = progress.frame
-        if self.active[slot].seed in self.protocol.filmed:
-            frames = (*progress.film, progress.frame)
-            self.active[slot].film.extend(next(iter(frame.images.values())) for frame in frames)
+        self.frames[slot], episode = progress.frame, self.active[slot]
+        shown = [next(iter(frame.images.values())) for frame in (*progress.film, progress.frame)]
+        episode.seen.append(shown[-1])
+        if episode.seed in self.protocol.filmed:
+            episode.film.extend(shown)
 
     def _timed(self, phase: str, function: Callable, *args: Any) -> Any:
         begin = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -13,14 +14,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from molmoact2_jax.batch import Observation
+from molmoact2_jax.data import norm_stats
 from molmoact2_jax.data.norm_stats import Tag
 from molmoact2_jax.envs.base import Spec
-from molmoact2_jax.eval import intervals, rollout, trajectory
+from molmoact2_jax.eval import intervals, rollout
 from molmoact2_jax.models import molmoact2
 from molmoact2_jax.nn import params as plain
+from molmoact2_jax.nn import paths
+from molmoact2_jax.serve import observe
 from molmoact2_jax.serve.policy import Policy
 
 PACKAGES = ("molmoact2-jax", "jax", "numpy")
@@ -45,14 +48,34 @@ def planner(policy: Policy, executed: int, **options: Any) -> rollout.Planner:
     return plan
 
 
-def untrained(policy: Policy, dtype: str, seed: int = 0) -> Policy:
-    """Returns the same model with the weights that training would start from, in the dtype to compute in."""
+def untrained(directory: pathlib.Path, dtype: str, seed: int = 0) -> Policy:
+    """Returns the model of a checkpoint with the weights that training would start from; its own are not read.
+
+    Args:
+      directory: in the released format, or a run.
+      dtype: to compute in.
+      seed: of the weights, as `seed` of a training run.
+    """
+    from molmoact2_jax.checkpoint import runs  # needs the train extra
+
+    cfg = runs.read_model(directory)
+    host = observe.Host.load(directory / runs.SIDE if runs.is_run(directory) else directory, cfg)
 
     def make(key: jax.Array) -> plain.Params:
-        weights, _ = plain.unbox(molmoact2.init(policy.cfg, key))
+        weights, _ = plain.unbox(molmoact2.init(cfg, key))
         return jax.tree.map(lambda w: w.astype(dtype), weights)
 
-    return Policy(policy.host, jax.jit(make)(jax.random.key(seed)))
+    return Policy(host, jax.jit(make)(jax.random.key(seed)))
+
+
+def digest(policy: Policy, tag: str) -> str:
+    """Returns a fingerprint of all that a checkpoint brings to a rollout: sizes, weights, the robot's statistics."""
+    found = hashlib.sha256(repr(policy.cfg).encode())
+    found.update(norm_stats.digest(policy.host.tag(tag)).encode())
+    for name, leaf in zip(paths.names(policy.params), jax.tree.leaves(policy.params), strict=True):
+        found.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:16]
 
 
 def fit(tag: Tag, name: str, spec: Spec, horizon: int) -> tuple[str, ...]:
@@ -88,46 +111,71 @@ def fit(tag: Tag, name: str, spec: Spec, horizon: int) -> tuple[str, ...]:
     return cameras
 
 
-def result(protocol: rollout.Protocol, run: rollout.Run, policy: Mapping[str, Any]) -> dict[str, Any]:
+def identity(protocol: rollout.Protocol, policy: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """Returns what must be the same for episodes to belong to one result.
+
+    The directory of the checkpoint may change and the number of processes too; neither changes an episode.
+    """
+    return dict(
+        policy={name: value for name, value in policy.items() if name != "checkpoint"},
+        protocol={k: v for k, v in dataclasses.asdict(protocol).items() if k != "num_processes"},
+        environment=dict(settings=spec.settings, versions=spec.versions),
+        versions=versions(),
+    )
+
+
+def record(done: rollout.Round) -> dict[str, Any]:
+    """Returns what is kept of a round, as JSON values."""
+    return dict(
+        episodes=[episode.facts(done.specs[episode.task]) for episode in done.episodes],
+        plans=done.num_plans,
+        seconds=done.seconds,
+    )
+
+
+def result(
+    protocol: rollout.Protocol, policy: Mapping[str, Any], spec: Spec, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Returns the result file: success with 95% intervals, every episode, and all that is needed to repeat it.
 
     Args:
       protocol: what was asked.
-      run: what happened.
       policy: facts about the checkpoint.
+      spec: of any task of the environment.
+      records: of all rounds.
     """
-    spec = next(iter(run.specs.values()))
+    facts = [episode for each in records for episode in each["episodes"]]
+    of = {task: [each for each in facts if each["task"] == task] for task in protocol.tasks}
     same = {k: v for k, v in dataclasses.asdict(spec).items() if k not in ("task", "instruction", "horizon")}
+    phases = records[0]["seconds"]
     return dict(
         kind="rollout",
         policy=dict(policy),
         protocol=dataclasses.asdict(protocol) | {"horizon": protocol.horizon or spec.horizon},
         environment=same,
         machine=machine(),
-        success=share(run.episodes),
-        tasks={task: share([e for e in run.episodes if e.task == task]) for task in protocol.tasks},
-        motion=_motion(run, spec),
-        episodes=[episode.facts() for episode in run.episodes],
-        seconds={phase: round(value, 2) for phase, value in run.seconds.items()},
-        plans=run.num_plans,
+        success=share(facts),
+        tasks={task: share(each) for task, each in of.items()},
+        motion=_motion(facts),
+        episodes=[episode for each in of.values() for episode in each],
+        seconds={phase: round(sum(each["seconds"][phase] for each in records), 2) for phase in phases},
+        plans=sum(each["plans"] for each in records),
     )
 
 
-def _motion(run: rollout.Run, spec: Spec) -> dict[str, Any]:
+def _motion(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns means over episodes of how the robot was moved (`trajectory`)."""
-    facts = [episode.facts() for episode in run.episodes]
     seams = [each["seam_ratio"] for each in facts if each["seam_ratio"] is not None]
-    saturated = [trajectory.saturation(np.array(episode.actions), *spec.bounds) for episode in run.episodes]
     return dict(
         roughness=float(np.mean([each["roughness"] for each in facts])),
         seam_ratio=float(np.mean(seams)) if seams else None,
-        saturation={name: float(v) for name, v in zip(spec.action_names, np.mean(saturated, axis=0))},
+        saturation={n: float(np.mean([each["saturation"][n] for each in facts])) for n in facts[0]["saturation"]},
     )
 
 
-def share(episodes: Sequence[rollout.Episode]) -> dict[str, Any]:
+def share(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the share of successes with its interval, and how long the successful ones took."""
-    lengths = [len(episode.actions) for episode in episodes if episode.success]
+    lengths = [episode["decisions"] for episode in episodes if episode["success"]]
     low, high = intervals.wilson(len(lengths), len(episodes))
     return dict(
         successes=len(lengths),
@@ -148,26 +196,10 @@ def machine() -> dict[str, Any]:
         cpus=os.cpu_count(),
         devices=f"{len(devices)} x {devices[0].device_kind}",
         python=platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **versions(),
     )
 
 
-def save_films(run: rollout.Run, directory: pathlib.Path, fps: float, enlarge: int = 3) -> list[pathlib.Path]:
-    """Writes each filmed episode as an animated WebP. Returns the files.
-
-    Args:
-      run: with filmed episodes.
-      directory: for `TASK-SEED.webp`.
-      fps: pictures per second.
-      enlarge: each pixel becomes a square of this side.
-    """
-    written = []
-    for episode in run.episodes:
-        if episode.film:
-            directory.mkdir(parents=True, exist_ok=True)
-            written.append(directory / f"{episode.task}-{episode.seed}.webp")
-            pictures = [Image.fromarray(p.repeat(enlarge, axis=0).repeat(enlarge, axis=1)) for p in episode.film]
-            pictures[0].save(
-                written[-1], save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, quality=80
-            )
-    return written
+def versions() -> dict[str, str]:
+    """Returns the packages that decide what a policy computes."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,11 +1,14 @@
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 from molmoact2_jax.cli import main, numbers
-from molmoact2_jax.envs import toy
+from molmoact2_jax.envs import fleet, toy
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +57,62 @@ def test_rollout_counts_episodes_and_writes_what_it_prints(checkpoint, capsys, t
     assert found == json.loads((tmp_path / "rollout.json").read_text())
     assert found["success"]["episodes"] == 4 and found["protocol"]["executed"] == 3
     assert found["protocol"]["cameras"] == ["top"] and found["policy"]["num_steps"] == 2
-    assert sorted(path.name for path in tmp_path.glob("*.webp")) == ["go-blue-1.webp", "go-red-1.webp"]
+    assert sorted(path.name for path in tmp_path.glob("go-*.webp")) == ["go-blue-1.webp", "go-red-1.webp"]
+    strips = [episode["strip"] for episode in found["episodes"] if "strip" in episode]
+    assert sorted(path.name for path in tmp_path.glob("strip-*.webp")) == sorted(strips) != []
     again = rollout(checkpoint, capsys)
-    assert again["episodes"] == found["episodes"]
+    assert [e | {"strip": None} for e in again["episodes"]] == [e | {"strip": None} for e in found["episodes"]]
 
 
 def test_controls_change_words_or_weights(checkpoint, capsys):
+    own = rollout(checkpoint, capsys)
     told = rollout(checkpoint, capsys, "--instruct", "go-red=go-blue", "--instruct", "go-blue=hello")
     assert [e["instruction"] for e in told["episodes"]] == [toy.TASKS["go-blue"]] * 2 + ["hello"] * 2
-    blank = rollout(checkpoint, capsys, "--random-weights")
-    assert blank["policy"]["random_weights"] and blank["episodes"] != told["episodes"]
+    blank = rollout(checkpoint, capsys, "--random-weights", "0")
+    other = rollout(checkpoint, capsys, "--random-weights", "1")
+    assert [found["policy"]["random_weights"] for found in (own, blank, other)] == [None, 0, 1]
+    assert len({found["policy"]["digest"] for found in (own, told, blank, other)}) == 3
+    assert blank["motion"] != own["motion"]
+
+
+def test_a_swapped_pair_gets_each_others_words_and_keeps_its_goals(checkpoint, capsys):
+    told = rollout(checkpoint, capsys, "--swap", "go-red,go-blue")
+    swapped = {"go-red": toy.TASKS["go-blue"], "go-blue": toy.TASKS["go-red"]}
+    assert told["protocol"]["instructions"] == swapped
+    assert all(episode["instruction"] == swapped[episode["task"]] for episode in told["episodes"])
+    assert set(told["tasks"]) == set(swapped)
+
+
+def test_a_killed_rollout_goes_on_with_the_rounds_that_are_missing(checkpoint, capsys, tmp_path):
+    seeds = ["--seeds", "0-3", "--envs", "1"]
+    whole = rollout(checkpoint, capsys, *seeds, "--out", str(tmp_path / "whole"))
+    words = ["eval", "rollout", str(checkpoint), *ROLLOUT, *seeds, "--out", str(tmp_path / "killed")]
+    killed = subprocess.Popen([sys.executable, "-m", "molmoact2_jax.cli.main", *words], stdout=subprocess.DEVNULL)
+    rounds = tmp_path / "killed" / "rounds.jsonl"
+    while killed.poll() is None and not (rounds.exists() and rounds.read_text().count("\n")):
+        time.sleep(0.005)
+    killed.kill()
+    killed.wait()
+    first, *_ = lines = rounds.read_text().splitlines()
+    rounds.write_text(f"{first}\n{lines[-1][:40]}")  # as if the kill had cut a later line off
+    (tmp_path / "killed" / "rollout.json").unlink(missing_ok=True)
+    again = rollout(checkpoint, capsys, *seeds, "--out", str(tmp_path / "killed"))
+    assert rounds.read_text().splitlines()[0] == first and rounds.read_text().count("\n") == 4
+    assert again["episodes"] == whole["episodes"] and again["success"] == whole["success"]
+    assert again["plans"] == whole["plans"] == 16
+
+
+def test_a_finished_rollout_shows_its_result_and_refuses_another_protocol(checkpoint, capsys, tmp_path, monkeypatch):
+    done = rollout(checkpoint, capsys, "--out", str(tmp_path))
+    monkeypatch.setattr(fleet.Fleet, "call", None)  # nothing may run
+    assert rollout(checkpoint, capsys, "--out", str(tmp_path), "--processes", "1") == done
+    status, message = rollout(checkpoint, capsys, "--out", str(tmp_path), "--seeds", "0-2")
+    assert status == 2 and "protocol.seeds: [0, 1] -> [0, 1, 2]" in message and message.count("\n") == 1
+    status, message = rollout(checkpoint, capsys, "--out", str(tmp_path), "--random-weights", "0")
+    assert status == 2 and "policy.digest" in message and "policy.random_weights: None -> 0" in message
+    (tmp_path / "protocol.json").unlink()
+    status, message = rollout(checkpoint, capsys, "--out", str(tmp_path))
+    assert status == 2 and "another protocol" in message
 
 
 @pytest.mark.parametrize(
@@ -74,6 +123,8 @@ def test_controls_change_words_or_weights(checkpoint, capsys):
         (["--norm-tag", "nobody"], "expected one of"),
         (["--executed", "11"], "at most 10"),
         (["--instruct", "go-green=go-red"], "TASK=OTHER"),
+        (["--swap", "go-red"], "expected two of go-red, go-blue"),
+        (["--swap", "go-red,go-bleu"], "expected two of go-red, go-blue"),
         (["--env", "tyo"], "expected one of"),
     ],
 )

@@ -1,12 +1,14 @@
 import dataclasses
+import itertools
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from molmoact2_jax.data import norm_stats
 from molmoact2_jax.envs import registry, toy
-from molmoact2_jax.eval import rollout, scorecard
+from molmoact2_jax.eval import films, rollout, scorecard
 
 PROTOCOL = rollout.Protocol("toy", ("go-red", "go-blue"), (0, 1, 2, 3), "toy", executed=2, num_envs=3, num_processes=0)
 
@@ -31,30 +33,39 @@ def drunk(observations, seeds):
     return [np.random.default_rng(seed).uniform(-1, 1, (4, 2)) for seed in seeds]
 
 
-def facts(run):
-    return [episode.facts() for episode in run.episodes]
+def run(protocol, plan, **options):
+    """All rounds as one."""
+    played = list(rollout.rounds(protocol, plan, **options))
+    episodes = [episode for each in played for episode in each.episodes]
+    place = {key: i for i, key in enumerate((t, s) for t in protocol.tasks for s in protocol.seeds)}
+    return sorted(episodes, key=lambda episode: place[episode.task, episode.seed])
+
+
+def facts(episodes):
+    spec = toy.Toy("go-red").spec
+    return [episode.facts(spec) for episode in episodes]
 
 
 def test_a_policy_that_sees_and_reads_succeeds():
-    run = rollout.run(PROTOCOL, seeing)
-    assert [(e.task, e.seed) for e in run.episodes] == [(t, s) for t in PROTOCOL.tasks for s in PROTOCOL.seeds]
-    assert all(episode.success for episode in run.episodes)
-    assert all(sum(episode.plans) == len(episode.actions) for episode in run.episodes)
-    assert max(max(episode.plans) for episode in run.episodes) == 2
+    episodes = run(PROTOCOL, seeing)
+    assert [(e.task, e.seed) for e in episodes] == [(t, s) for t in PROTOCOL.tasks for s in PROTOCOL.seeds]
+    assert all(episode.success for episode in episodes)
+    assert all(sum(episode.plans) == len(episode.actions) for episode in episodes)
+    assert max(max(episode.plans) for episode in episodes) == 2
 
 
 def test_with_swapped_instructions_it_fails_at_the_task():
     words = {task: toy.TASKS[other] for task, other in zip(PROTOCOL.tasks, reversed(PROTOCOL.tasks))}
-    run = rollout.run(dataclasses.replace(PROTOCOL, instructions=words), seeing)
-    assert not any(episode.success for episode in run.episodes)
-    assert run.episodes[0].instruction == toy.TASKS["go-blue"]
-    assert all(len(episode.actions) == 30 for episode in run.episodes)
+    episodes = run(dataclasses.replace(PROTOCOL, instructions=words), seeing)
+    assert not any(episode.success for episode in episodes)
+    assert episodes[0].instruction == toy.TASKS["go-blue"]
+    assert all(len(episode.actions) == 30 for episode in episodes)
 
 
 @pytest.mark.parametrize("num_processes", [0, 2])
 def test_a_second_run_gives_the_same_episodes_whatever_the_processes(num_processes):
-    first = rollout.run(PROTOCOL, drunk)
-    again = rollout.run(dataclasses.replace(PROTOCOL, num_processes=num_processes), drunk)
+    first = run(PROTOCOL, drunk)
+    again = run(dataclasses.replace(PROTOCOL, num_processes=num_processes), drunk)
     np.testing.assert_equal(facts(again), facts(first))
 
 
@@ -65,9 +76,9 @@ def test_noise_depends_on_episode_and_plan_alone():
         seen.update({seed: one.state.copy() for one, seed in zip(observations, seeds)})
         return drunk(observations, seeds)
 
-    rollout.run(PROTOCOL, noting)
+    run(PROTOCOL, noting)
     before = dict(seen)
-    rollout.run(dataclasses.replace(PROTOCOL, num_envs=5), noting)
+    run(dataclasses.replace(PROTOCOL, num_envs=5), noting)
     assert before.keys() == seen.keys() and {seed[1] for seed in seen} == set(PROTOCOL.seeds)
 
 
@@ -78,56 +89,93 @@ def test_every_batch_has_the_same_size():
         sizes.add(len(observations))
         return seeing(observations, seeds)
 
-    rollout.run(PROTOCOL, measuring)
+    run(PROTOCOL, measuring)
     assert sizes == {3}
 
 
 def test_the_horizon_ends_an_episode_within_a_plan():
-    run = rollout.run(
-        dataclasses.replace(PROTOCOL, horizon=5, instructions={"go-red": "blue", "go-blue": "red"}), seeing
-    )
-    assert {len(episode.actions) for episode in run.episodes} == {5}
-    assert run.episodes[0].plans == [2, 2, 1]
+    episodes = run(dataclasses.replace(PROTOCOL, horizon=5, instructions={"go-red": "blue", "go-blue": "red"}), seeing)
+    assert {len(episode.actions) for episode in episodes} == {5}
+    assert episodes[0].plans == [2, 2, 1]
 
 
 def test_films_have_a_picture_before_and_after_every_action(tmp_path):
-    run = rollout.run(dataclasses.replace(PROTOCOL, filmed=(1,)), seeing)
-    filmed = [episode for episode in run.episodes if episode.film]
+    episodes = run(dataclasses.replace(PROTOCOL, filmed=(1,)), seeing)
+    filmed = [episode for episode in episodes if episode.film]
     assert [episode.seed for episode in filmed] == [1, 1]
     assert all(len(episode.film) == len(episode.actions) + 1 for episode in filmed)
-    files = scorecard.save_films(run, tmp_path, fps=10)
+    files = films.save_films(episodes, tmp_path, fps=10)
     assert [path.name for path in files] == ["go-red-1.webp", "go-blue-1.webp"]
-    assert scorecard.Image.open(files[0]).n_frames > 1
+    assert Image.open(files[0]).n_frames > 1
+
+
+def test_strips_show_what_the_policy_saw_of_the_first_success_and_failure(tmp_path):
+    words = {"go-blue": toy.TASKS["go-red"]}
+    records = []
+    for done in rollout.rounds(dataclasses.replace(PROTOCOL, instructions=words, num_envs=1), seeing):
+        records.append(scorecard.record(done))
+        films.save_strips(done, records[-1], records[:-1], tmp_path)
+        for episode in done.episodes:
+            assert len(episode.seen) == len(episode.plans) + 1
+    episodes = [episode for record in records for episode in record["episodes"]]
+    kept = {episode["task"]: episode["strip"] for episode in episodes if "strip" in episode}
+    assert kept == {"go-red": "strip-go-red-0.webp", "go-blue": "strip-go-blue-0.webp"}
+    assert Image.open(tmp_path / kept["go-red"]).size == (8 * 4 * toy.SIDE, 4 * toy.SIDE)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_actions_are_recorded_as_carried_out():
-    run = rollout.run(dataclasses.replace(PROTOCOL, seeds=(0,)), lambda o, s: [np.full((4, 2), 9.0) for _ in o])
-    assert np.abs(np.array(run.episodes[0].actions)).max() == 1.0
+    episodes = run(dataclasses.replace(PROTOCOL, seeds=(0,)), lambda o, s: [np.full((4, 2), 9.0) for _ in o])
+    assert np.abs(np.array(episodes[0].actions)).max() == 1.0
 
 
 def test_the_result_file_repeats_protocol_versions_and_counts():
-    run = rollout.run(PROTOCOL, seeing)
-    found = json.loads(json.dumps(scorecard.result(PROTOCOL, run, {"checkpoint": "none"})))
+    spec, records = toy.Toy("go-red").spec, [scorecard.record(done) for done in rollout.rounds(PROTOCOL, seeing)]
+    found = json.loads(json.dumps(scorecard.result(PROTOCOL, {"checkpoint": "none"}, spec, records)))
     assert found["success"]["rate"] == 1.0 and found["success"]["low"] < 0.8
     assert found["protocol"]["executed"] == 2 and found["protocol"]["horizon"] == 30
     assert found["environment"]["versions"]["numpy"] == np.__version__
     assert len(found["episodes"]) == 8 and set(found["tasks"]) == set(PROTOCOL.tasks)
+    assert found["plans"] == sum(-(-episode["decisions"] // 2) for episode in found["episodes"])
+
+
+def test_rounds_hold_every_episode_once_and_all_tasks_of_a_seed_together():
+    rounds = rollout.orders(PROTOCOL)
+    assert [len(order) for order in rounds] == [6, 2]
+    assert sorted(itertools.chain(*rounds)) == sorted(
+        (task, seed) for task in PROTOCOL.tasks for seed in PROTOCOL.seeds
+    )
+    assert {seed for _, seed in rounds[1]} == {3}
+
+
+def test_a_round_is_the_same_whether_or_not_those_before_it_ran():
+    whole = [[episode.facts(done.specs[episode.task]) for episode in done.episodes]
+             for done in rollout.rounds(PROTOCOL, drunk)]  # fmt: skip
+    rest = [[episode.facts(done.specs[episode.task]) for episode in done.episodes]
+            for done in rollout.rounds(PROTOCOL, drunk, first=1)]  # fmt: skip
+    np.testing.assert_equal(rest, whole[1:])
+
+
+def test_progress_goes_on_from_the_rounds_that_were_run_before():
+    told = []
+    run(PROTOCOL, seeing, progress=lambda done, total: told.append((done, total)), first=1)
+    assert told[0][0] >= 6 and told[-1] == (8, 8)
 
 
 @pytest.mark.parametrize("change", [dict(tasks=()), dict(seeds=()), dict(executed=0)])
 def test_an_empty_protocol_is_refused(change):
     with pytest.raises(ValueError, match="at least one"):
-        rollout.run(dataclasses.replace(PROTOCOL, **change), seeing)
+        run(dataclasses.replace(PROTOCOL, **change), seeing)
 
 
 def test_a_plan_of_another_robot_is_refused_in_words():
     with pytest.raises(ValueError, match=r"expected \(2,\) for x, y"):
-        rollout.run(PROTOCOL, lambda observations, seeds: [np.zeros((4, 7))] * len(observations))
+        run(PROTOCOL, lambda observations, seeds: [np.zeros((4, 7))] * len(observations))
 
 
 def test_an_error_in_a_simulators_process_reaches_the_caller():
     with pytest.raises(TypeError, match="colour"):
-        rollout.run(dataclasses.replace(PROTOCOL, num_processes=1, options={"colour": "green"}), seeing)
+        run(dataclasses.replace(PROTOCOL, num_processes=1, options={"colour": "green"}), seeing)
 
 
 def test_a_checkpoint_of_another_robot_is_refused_in_words():
