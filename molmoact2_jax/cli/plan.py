@@ -91,7 +91,8 @@ def compile_for(table: dict[str, Any], name: str, count: int, shape: str) -> dic
         devices = _devices(name, count, shape)
     except RuntimeError as error:  # what jax raises where it lacks a compiler for the platform
         return {"not": str(error).splitlines()[0]}
-    return memory.compiled(setup.prepare(recipe.build(table), devices))._asdict()
+    _, needs = memory.compiled(setup.prepare(recipe.build(table), devices))
+    return needs._asdict()
 
 
 def _devices(name: str, count: int, shape: str) -> Any:

@@ -219,15 +219,15 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compiled(made: setup.Setup) -> Compiled:
-    """Compiles the training step for the devices of its mesh."""
+def compiled(made: setup.Setup) -> tuple[Any, Compiled]:
+    """Compiles the training step for the devices of its mesh; returns the program, and what it needs."""
     batch = rows(made.model, made.recipe.data, made.recipe.batch_size)
     begin = time.perf_counter()
     with partition.activate(made.mesh):
         program = step.compile_step(made.cfg, made.placed, made.mesh).lower(made.state, batch).compile()
     found = program.memory_analysis()
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return Compiled(
+    return program, Compiled(
         found.argument_size_in_bytes, found.temp_size_in_bytes, kept + found.temp_size_in_bytes,
         time.perf_counter() - begin,
     )  # fmt: skip
