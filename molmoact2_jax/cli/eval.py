@@ -9,6 +9,7 @@ from molmoact2_jax.cli import main
 COMMANDS: dict[str, main.Command] = {
     "rollout": main.Command("eval_rollout", "closed loop in a simulator: success with its confidence interval"),
     "open-loop": main.Command("eval_open_loop", "predicted against recorded actions, in the robot's units"),
+    "report": main.Command("eval_report", "one page of what training and evaluation found"),
 }
 
 
