@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
         r"|vit/blocks/(q|k|v|o|up|down)|connector/(q|k|v|o|gate|up|down))$",
         rank=64,
         alpha=16.0,
+        dropout=0.05,
     )
     config.optimizer = dict(
         peak_rates=dict(vit=5e-5, connector=5e-5, llm=5e-5, action_expert=5e-5),  # training.md 1.2, LoRA runs

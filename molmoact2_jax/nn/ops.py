@@ -40,6 +40,8 @@ def einsum(spec: str, x: jax.Array, w: jax.Array | lora.LoRA) -> jax.Array:
 def _low_rank(spec: str, x: jax.Array, w: lora.LoRA) -> jax.Array:
     inputs = _contracted(spec)
     rows = x.shape[: x.ndim - inputs]
+    if w.keys is not None:  # a row of the batch may come as several crops or windows
+        x = dropout(x.reshape(w.keys.shape[0], -1), w.dropout, w.keys)
     flat = x.reshape(math.prod(rows), -1) @ w.down.astype(x.dtype) @ w.up.astype(x.dtype)
     return flat.reshape(*rows, *w.base.shape[inputs:])
 

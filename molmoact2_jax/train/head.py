@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Logits = Callable[[Any, jax.Array], jax.Array]  # (head parameters, [B, T, D]) -> f32[B, T, V]
+Logits = Callable[[Any, jax.Array, Any], jax.Array]  # (head parameters, [B, T, D], key[B] or None) -> f32[B, T, V]
 
 
 class Tokens(NamedTuple):
@@ -22,7 +22,14 @@ class Tokens(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def language_loss(
-    logits: Logits, z_weight: float, chunk: int, head: Any, x: jax.Array, targets: jax.Array, weights: jax.Array
+    logits: Logits,
+    z_weight: float,
+    chunk: int,
+    head: Any,
+    x: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    keys: jax.Array | None = None,
 ) -> tuple[jax.Array, Tokens]:
     """Sums weight * (cross-entropy + z_weight * logsumexp^2) over all targets.
 
@@ -37,15 +44,23 @@ def language_loss(
       x: [B, T, D], residual stream after the last block.
       targets: i32[B, T].
       weights: f32[B, T], already divided by whatever the loss is normalised by.
+      keys: key[B] of the head's dropout, or None without.
 
     Returns:
       f32[], and values per token, which carry no gradient.
     """
-    return _forward(logits, z_weight, chunk, head, x, targets, weights)[0]
+    return _forward(logits, z_weight, chunk, head, x, targets, weights, keys)[0]
 
 
 def _forward(
-    logits: Logits, z_weight: float, chunk: int, head: Any, x: jax.Array, targets: jax.Array, weights: jax.Array
+    logits: Logits,
+    z_weight: float,
+    chunk: int,
+    head: Any,
+    x: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    keys: jax.Array | None,
 ) -> tuple[tuple[jax.Array, Tokens], tuple[Any, jax.Array]]:
     length = x.shape[1]
     chunk = min(chunk, length)
@@ -53,8 +68,8 @@ def _forward(
     order = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")
     most = (weights != 0).sum(axis=1).max()
 
-    def part_loss(head: Any, part: jax.Array, ids: jax.Array, scale: jax.Array) -> tuple[jax.Array, Tokens]:
-        values = logits(head, part)
+    def part_loss(head: Any, part: jax.Array, own: Any, ids: jax.Array, scale: jax.Array) -> tuple[jax.Array, Tokens]:
+        values = logits(head, part, own)
         normaliser = jax.nn.logsumexp(values, axis=-1)
         entropy = normaliser - jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
         total = jnp.sum(scale * (entropy + z_weight * jnp.square(normaliser)))
@@ -68,7 +83,8 @@ def _forward(
         ids, scale = (jnp.take_along_axis(a, index, axis=1) for a in (targets, weights))
         scale = jnp.where(fresh, scale, 0)
         ids = jnp.where(scale != 0, ids, 0)  # elsewhere they may be image tokens, which have no logit
-        (loss, new), grads = jax.value_and_grad(part_loss, (0, 1), has_aux=True)(head, part, ids, scale)
+        own = None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+        (loss, new), grads = jax.value_and_grad(part_loss, (0, 1), has_aux=True)(head, part, own, ids, scale)
         rows = jnp.arange(x.shape[0])[:, None]
         tokens = jax.tree.map(lambda a, b: a.at[rows, index].set(jnp.where(scale != 0, b, a[rows, index])), tokens, new)
         to_head = jax.tree.map(lambda a, b: a + b.astype(a.dtype), to_head, grads[0])
@@ -86,7 +102,7 @@ def _float32_zeros(tree: Any) -> Any:
 
 def _backward(logits: Logits, z_weight: float, chunk: int, grads: tuple, cotangent: tuple) -> tuple:
     to_head, to_x = jax.tree.map(lambda g: (g * cotangent[0]).astype(g.dtype), grads)
-    return to_head, to_x, None, None
+    return to_head, to_x, None, None, None
 
 
 language_loss.defvjp(_forward, _backward)

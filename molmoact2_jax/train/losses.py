@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from molmoact2_jax.batch import SEGMENT, STYLES
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import depth, expert, flow, llm, masks, molmoact2
+from molmoact2_jax.nn import lora
 from molmoact2_jax.nn.params import Params
 from molmoact2_jax.train import head
 
@@ -36,6 +37,7 @@ class LossConfig:
       z_weight: weight of the squared log-normaliser.
       head_chunk: supervised positions of a row whose logits exist at a time.
       remat_vit, remat_llm, remat_expert: names in `REMAT`, what each block saves for the backward pass.
+      unroll: compile every layer by itself instead of a loop over them: faster where the model is small.
     """
 
     objective: str = "flow_matching"
@@ -50,6 +52,7 @@ class LossConfig:
     remat_vit: str = "full"
     remat_llm: str = "full"
     remat_expert: str = "full"
+    unroll: bool = False
 
     def __post_init__(self) -> None:
         flow.find(flow.OBJECTIVES, self.objective)
@@ -117,9 +120,11 @@ def total(
     Returns:
       f32[], which adds up over slices of rows, and metrics that are sums over rows too.
     """
+    if loss.unroll:
+        params = molmoact2.unrolled(params)
     tokens = rows.tokens if key is None else noisy_codes(cfg, loss.depth_noise, rows, key)
     read = read_rows(cfg, loss, params, rows._replace(tokens=tokens), key)
-    spoken, metrics = language(cfg, loss, params, read.x, rows, over)
+    spoken, metrics = language(cfg, loss, params, read.x, rows, over, key)
     if cfg.expert is None or rows.actions.shape[1] == 0:
         return spoken, metrics
     flowed, more = _flow(cfg, loss, params, read, rows, jax.random.key(0) if key is None else key)
@@ -129,15 +134,18 @@ def total(
 
 def read_rows(cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, key: jax.Array | None) -> Read:
     """Runs the decoder over packed rows once, and projects what its chunks read, once per row."""
-    features = None
+    features, adapted = None, params
+    if key is not None:
+        towers = {name: params[name] for name in ("vit", "connector", "llm")}
+        adapted = lora.with_keys(towers, _row_keys(key, rows.row, "adapters"))
     if rows.crops.shape[1]:
-        features = molmoact2.vision(cfg, params, rows.crops, rows.pooling, REMAT[loss.remat_vit])
+        features = molmoact2.vision(cfg, adapted, rows.crops, rows.pooling, REMAT[loss.remat_vit])
     x = molmoact2.embed(cfg, params, rows.tokens, features)
     family = masks.image_family(rows.tokens, cfg.tokens) if cfg.bidirectional_images else None
     where = llm.Where(llm.rotary(cfg.llm, rows.positions), masks.packed(rows.segments, family))
     drop = None if key is None or not loss.dropout else llm.Dropout(loss.dropout, _row_keys(key, rows.row, "dropout"))
     hidden = cfg.expert is not None and cfg.expert.conditioning == "hidden"
-    x, kv, states = llm.train(cfg.llm, params["llm"], x, where, drop=drop, hidden=hidden, remat=REMAT[loss.remat_llm])
+    x, kv, states = llm.train(cfg.llm, adapted["llm"], x, where, drop=drop, hidden=hidden, remat=REMAT[loss.remat_llm])
     if cfg.expert is None or rows.actions.shape[1] == 0:
         return Read(x, None, None)
     return Read(x, *_context(cfg, loss, params, rows, *molmoact2.sources(kv, states)))
@@ -162,13 +170,23 @@ def _context(
 
 
 def language(
-    cfg: ModelConfig, loss: LossConfig, params: Params, x: jax.Array, rows: Rows, over: Totals
+    cfg: ModelConfig,
+    loss: LossConfig,
+    params: Params,
+    x: jax.Array,
+    rows: Rows,
+    over: Totals,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sums the language loss over the residual stream after the last block; metrics are sums too."""
     weights = rows.weights / over.weight
+
+    def logits(tree: Params, part: jax.Array, keys: jax.Array | None) -> jax.Array:
+        return llm.logits(cfg.llm, lora.with_keys({"head": tree}, keys), part)
+
     value, per_token = head.language_loss(
-        lambda tree, part: llm.logits(cfg.llm, {"head": tree}, part), loss.z_weight, loss.head_chunk,
-        params["llm"]["head"], x, rows.targets, weights,
+        logits, loss.z_weight, loss.head_chunk, params["llm"]["head"], x, rows.targets, weights,
+        None if key is None else _row_keys(key, rows.row, "head"),
     )  # fmt: skip
     metrics = {
         "loss/language": value,
@@ -253,7 +271,7 @@ def noisy_codes(cfg: ModelConfig, rate: float, rows: Rows, key: jax.Array) -> ja
     return jax.vmap(one)(rows.tokens, _row_keys(key, rows.row, "codes"))
 
 
-STREAMS = {"dropout": 0, "flow": 1, "codes": 2, "augment": 3}
+STREAMS = {"dropout": 0, "flow": 1, "codes": 2, "augment": 3, "adapters": 4, "head": 5}
 
 
 def stream_key(key: jax.Array, stream: str) -> jax.Array:

@@ -82,7 +82,7 @@ def _lora_trained(shapes: Params, plain: Tree) -> Tree:
 
     def one(path: Any, node: Any, mark: bool) -> Any:
         if isinstance(node, lora.LoRA):
-            return lora.LoRA(False, True, True, node.scale)
+            return dataclasses.replace(node, base=False, down=True, up=True)
         return mark and paths.name(path).split("/")[0] in ("expert", "gate")
 
     return jax.tree_util.tree_map_with_path(one, shapes, plain, is_leaf=lambda n: isinstance(n, lora.LoRA))

@@ -122,3 +122,70 @@ def test_a_target_that_matches_nothing_is_refused():
         ValueError, match=r"lora.targets: 'vit/' matches no parameter, expected at least one of expert/up"
     ):
         lora.attach(*tree(), lora.LoRAConfig("vit/"), jax.random.key(0))
+
+
+def keyed(dropout, keys, name="q"):
+    params, words = tree()
+    attach = lora.LoRAConfig(TARGETS, rank=2, alpha=4.0, dropout=dropout)
+    moved = jax.tree_util.tree_map_with_path(
+        lambda p, x: jnp.ones_like(x) if paths.name(p).endswith("/up") else x,
+        lora.attach(params, words, attach, jax.random.key(0)),
+    )
+    return lora.with_keys(moved, keys)["llm"]["blocks"][name]
+
+
+def layer(node, index):
+    return jax.tree.map(lambda w: w[index], node)
+
+
+ROWS = jax.random.split(jax.random.key(3), 2)
+X = jax.random.normal(jax.random.key(4), (2, 5, 8))
+
+
+def test_dropout_changes_nothing_without_keys_or_at_rate_0():
+    plain = ops.einsum("btd,dnh->btnh", X, layer(keyed(0.0, None), 0))
+    for node in (keyed(0.5, None), keyed(0.0, ROWS)):
+        assert node.keys is None
+        np.testing.assert_array_equal(ops.einsum("btd,dnh->btnh", X, layer(node, 0)), plain)
+
+
+def test_the_expectation_over_dropout_is_the_change_without_it():
+    many = jax.random.split(jax.random.key(5), 4000).reshape(2000, 2)
+    draw = jax.jit(jax.vmap(lambda keys: ops.einsum("btd,dnh->btnh", X, layer(keyed(0.5, keys), 1))))
+    values = np.asarray(draw(many))
+    plain = np.asarray(ops.einsum("btd,dnh->btnh", X, layer(keyed(0.0, None), 1)))
+    error = values.std(axis=0) / len(values) ** 0.5
+    assert values.std(axis=0).min() > 0.01
+    assert (np.abs(values.mean(axis=0) - plain) < 5 * error + 1e-5).all()
+
+
+def test_a_fresh_adapter_is_the_identity_under_dropout_too():
+    node = layer(lora.with_keys(attached(), ROWS)["llm"]["blocks"]["q"], 0)
+    np.testing.assert_array_equal(ops.einsum("btd,dnh->btnh", X, node), ops.einsum("btd,dnh->btnh", X, node.base))
+
+
+def test_the_draws_of_a_row_depend_on_its_key_alone():
+    both = ops.einsum("btd,dnh->btnh", X, layer(keyed(0.5, ROWS), 0))
+    alone = ops.einsum("btd,dnh->btnh", X[1:], layer(keyed(0.5, ROWS[1:]), 0))
+    np.testing.assert_allclose(both[1:], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_and_weights_draw_apart():
+    data = [jax.random.key_data(layer(keyed(0.5, ROWS, name), i).keys).tolist() for name in "qo" for i in range(2)]
+    assert len({str(keys) for keys in data}) == 4
+
+
+def test_several_crops_of_a_row_share_its_key_but_not_their_draws():
+    crops = jnp.tile(X[:, None], (1, 3, 1, 1)).reshape(6, 5, 8)
+    values = ops.einsum("btd,dnh->btnh", crops, layer(keyed(0.5, ROWS), 0)).reshape(2, 3, 5, 4, 3)
+    assert np.abs(values[:, 0] - values[:, 1]).max() > 0.1
+
+
+def test_merging_ignores_dropout():
+    np.testing.assert_array_equal(lora.merge(keyed(0.5, ROWS)), lora.merge(keyed(0.0, None)))
+
+
+@pytest.mark.parametrize("wrong", [dict(rank=0), dict(dropout=1.0), dict(dropout=-0.1)])
+def test_a_rank_or_rate_that_means_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected a positive rank and a dropout"):
+        lora.LoRAConfig(TARGETS, **wrong)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from molmoact2_jax.models import flow
+from molmoact2_jax.models import flow, molmoact2
+from molmoact2_jax.nn import lora
 from molmoact2_jax.train import head, losses
 from tests.train import small
 
@@ -163,7 +164,7 @@ def test_the_chunked_head_equals_a_plain_cross_entropy():
         return jnp.sum(weights * (normaliser - picked + 0.1 * normaliser**2))
 
     def chunked(w, x):
-        return head.language_loss(lambda w, x: x @ w, 0.1, 4, w, x, targets, weights)[0]
+        return head.language_loss(lambda w, x, _: x @ w, 0.1, 4, w, x, targets, weights)[0]
 
     expected, found = (jax.jit(jax.value_and_grad(f, (0, 1)))(w, x) for f in (plain, chunked))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, expected)
@@ -181,3 +182,22 @@ def test_a_fresh_expert_starts_at_the_variance_of_the_target():
     actions = rows.actions[:, 0]
     expected = 1 + (actions**2 * channels).sum() / (channels.sum() * actions.shape[1])
     np.testing.assert_allclose(metrics["loss/flow"], expected, rtol=0.03)
+
+
+def test_dropout_of_low_rank_changes_follows_the_row():
+    cfg, rng = small.model(), np.random.default_rng(11)
+    _, words = molmoact2.abstract(cfg)
+    chosen = r"^llm/blocks/(q|v|down)$|^llm/head/kernel$|^vit/(patches/patch|blocks/(q|up))$|^connector/(k|gate)$"
+    attached = lora.attach(small.weights(cfg), words, lora.LoRAConfig(chosen, 4, dropout=0.3), jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(
+        lambda p, x: 0.1 * rng.normal(size=x.shape).astype(np.float32) if str(p[-1]) == ".up" else x, attached
+    )
+    both = small.pack([[small.example(rng, 14)], [small.example(rng, 11)]], 32)
+    rows = [jax.tree.map(lambda a: a[i : i + 1], both) for i in range(2)]  # noqa: B023
+    over, f = losses.totals(both), graded(cfg, LOSS)
+    (value, _), grads = f(params, both, over, jax.random.key(7))
+    parts = [f(params, row, over, jax.random.key(7)) for row in rows]
+    np.testing.assert_allclose(sum(part[0][0] for part in parts), value, rtol=1e-5)
+    close(jax.tree.map(lambda a, b: a + b, parts[0][1], parts[1][1]), grads, 1e-5)
+    other = f(params, both, over, jax.random.key(8))[0][1]["loss/language"]
+    assert abs(other - f(params, both, over, jax.random.key(7))[0][1]["loss/language"]) > 1e-4
