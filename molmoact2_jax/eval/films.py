@@ -40,8 +40,7 @@ def strip(episode: Episode) -> np.ndarray:
     """Returns u8[H, W, 3]: what the policy saw from the first plan to the end, up to `STRIP` pictures side by side."""
     chosen = np.unique(np.linspace(0, len(episode.seen) - 1, STRIP).round().astype(int))
     pictures = [episode.seen[i] for i in chosen]
-    blank = [np.full_like(pictures[0], 255)] * (STRIP - len(pictures))
-    return _enlarged(np.concatenate([*pictures, *blank], axis=1), max(1, STRIP_SIDE // pictures[0].shape[0]))
+    return _enlarged(np.concatenate(pictures, axis=1), max(1, STRIP_SIDE // pictures[0].shape[0]))
 
 
 def save_strips(done: Round, record: dict[str, Any], before: Sequence[Mapping[str, Any]], out: pathlib.Path) -> None:

@@ -89,14 +89,20 @@ def _head(found: Found, title: str) -> str:
         )
         if each is not None
     ]
-    when = f"{found.rollout['machine']['date']} on {found.rollout['machine']['devices']}" if found.rollout else ""
+    when = _when(found.rollout) if found.rollout else ""
     shown = f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
     return f"<header><h1>{report_page.text(title)}</h1>{report_page.paragraph(when, 'soft')}{shown}</header>"
 
 
+def _when(result: Json) -> str:
+    machine = result["machine"]
+    versions = f"molmoact2-jax {machine['molmoact2-jax']}, jax {machine['jax']}"
+    return f"Rolled out on {machine['date'][:10]} on {machine['devices']}, {machine['cpus']} cores, with {versions}."
+
+
 def _tile_note(result: Json) -> str:
     share, tasks = result["success"], len(result["tasks"])
-    return f"{counted(share)} episodes of {tasks} {'task' if tasks == 1 else 'tasks'}, 95% {between(share)}"
+    return f"{counted(share)} episodes, {tasks} {'task' if tasks == 1 else 'tasks'}; 95% interval {between(share)}"
 
 
 def _success(found: Found) -> str:
@@ -108,8 +114,12 @@ def _success(found: Found) -> str:
         f"{protocol['horizon']} decisions; {protocol['executed']} actions of each plan are carried out. The simulator "
         "judges success. The line shows the rate within its 95% interval (Wilson)."
     )
+    rows = _share_rows(result, "policy")
+    shares = [*result["tasks"].values(), result["success"]]
+    for row, share in zip(rows, shares, strict=True):
+        row.insert(5, "" if share["mean_decisions"] is None else f"{share['mean_decisions']:.0f}")
     head = ("task", "instruction", "success", "rate", "95% interval", "decisions", "")
-    table = report_page.table(head, _share_rows(result, "policy"), numbers=(2, 3, 4, 5), total=True)
+    table = report_page.table(head, rows, numbers=(2, 3, 4, 5), total=True)
     return report_page.section("Success", report_page.paragraph(words), table)
 
 
@@ -131,8 +141,7 @@ def _share_rows(result: Json, style: str) -> list[list[str]]:
 
 
 def _share_row(name: str, told: str, share: Json, style: str) -> list[str]:
-    took = "" if share["mean_decisions"] is None else f"{share['mean_decisions']:.0f}"
-    cells = [report_page.text(c) for c in (name, told, counted(share), percent(share["rate"]), between(share), took)]
+    cells = [report_page.text(cell) for cell in (name, told, counted(share), percent(share["rate"]), between(share))]
     return [*cells, report_page.track(share["rate"], share["low"], share["high"], style)]
 
 
@@ -149,8 +158,8 @@ def _control(found: Found) -> str:
     names = [*found.control["tasks"], "all"]
     for name, row in zip(names, rows, strict=True):
         row.insert(2, report_page.text(counted(own[name])) if name in own else "")
-    head = ("task", "told", "own words", "success", "rate", "95% interval", "decisions", "")
-    table = report_page.table(head, rows, numbers=(2, 3, 4, 5, 6), total=True)
+    head = ("task", "told", "own words", "success", "rate", "95% interval", "")
+    table = report_page.table(head, rows, numbers=(2, 3, 4, 5), total=True)
     return report_page.section(title, report_page.paragraph(words), table, _note(found, found.control))
 
 
@@ -160,8 +169,8 @@ def _random(found: Found) -> str:
         return report_page.section(title, _missing("random weights"))
     seed = found.random["policy"]["random_weights"]
     words = f"The same model with the weights that training starts from (seed {seed}): what luck and the task give."
-    head = ("task", "instruction", "success", "rate", "95% interval", "decisions", "")
-    table = report_page.table(head, _share_rows(found.random, "random"), numbers=(2, 3, 4, 5), total=True)
+    head = ("task", "instruction", "success", "rate", "95% interval", "")
+    table = report_page.table(head, _share_rows(found.random, "random"), numbers=(2, 3, 4), total=True)
     return report_page.section(title, report_page.paragraph(words), table, _note(found, found.random))
 
 
@@ -239,7 +248,10 @@ def _open_loop(found: Found, places: Places) -> str:
     ]
     head = ("channel", "mean error", "always the mean", "spread over seeds")
     plots = sorted(places.open_loop.glob("episode_*.png")) + sorted(places.open_loop.glob("horizon.png"))
-    figures = [report_page.picture(path, path.stem.replace("_", " "), "plot") for path in plots]
+    figures = [
+        report_page.picture(p, p.stem.replace("_", " "), "plot narrow" if p.stem == "horizon" else "plot")
+        for p in plots
+    ]
     table = report_page.table(head, rows, numbers=(1, 2, 3))
     none = "" if figures else report_page.missing("drawings of actions", COMMANDS["open loop"])
     return report_page.section(title, report_page.paragraph(words), table, none, *figures)

@@ -29,7 +29,8 @@ section { margin-top: 2.6rem; } p { max-width: 46rem; margin: .4rem 0 1rem; } .s
 code { font: .86em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .38rem 1.1rem .38rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); font-size: .87rem; } td.number, th.number { text-align: right; }
+th { font-weight: 500; color: var(--soft); font-size: .87rem; } td.number, th.number { text-align: right;
+  white-space: nowrap; } td:first-child { white-space: nowrap; } table.facts { width: auto; }
 tr.total td { font-weight: 600; } td:last-child, th:last-child { padding-right: 0; } td.wide { width: 32%; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1px; margin: 1.6rem 0 0;
   background: var(--rule); border: 1px solid var(--rule); border-radius: 8px; overflow: hidden; }
@@ -41,8 +42,9 @@ tr.total td { font-weight: 600; } td:last-child, th:last-child { padding-right: 
 .track .interval { opacity: .3; } .track .rate { width: 3px; margin-left: -1.5px; top: -3px; bottom: -3px; }
 figure { margin: 1rem 0 1.4rem; break-inside: avoid; } figure img { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: .87rem; margin-top: .3rem; } .plot { mix-blend-mode: var(--blend); filter: var(--invert); }
-.plots { display: grid; gap: 0 1.4rem; } .plot { width: 100%; }
-.strip { width: 100%; border-radius: 4px; } .films { display: flex; flex-wrap: wrap; gap: .8rem; }
+.plot { width: 100%; }
+.narrow { max-width: 32rem; } .strip { max-height: 7.1rem; border-radius: 4px; }
+.films { display: flex; flex-wrap: wrap; gap: .8rem; }
 .films figure { width: 9rem; margin: .6rem 0; } .films img { width: 100%; border-radius: 4px; }
 .missing { border: 1px dashed var(--rule); border-radius: 8px; padding: .8rem 1rem; color: var(--soft); }
 .missing code { color: var(--ink); } details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
@@ -147,7 +149,7 @@ def _figure(source: str, caption: str, style: str) -> str:
 def facts(values: Mapping[str, object]) -> str:
     """Returns names and values as a table without a head."""
     rows = "\n".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in values.items())
-    return f'<div class="scroll"><table>\n{rows}\n</table></div>'
+    return f'<div class="scroll"><table class="facts">\n{rows}\n</table></div>'
 
 
 def folded(label: str, content: str) -> str:

@@ -54,6 +54,8 @@ def training(lines: Lines) -> Figure:
 
 
 def _loss(axes: Any, lines: Lines, name: str) -> None:
+    from matplotlib import ticker
+
     steps, values = series(lines, name)
     axes.plot(steps, values, color=TRAIN, alpha=0.35, linewidth=0.9)
     axes.plot(steps, pictures.smooth(values, 0.9), color=TRAIN, label="training")
@@ -62,6 +64,9 @@ def _loss(axes: Any, lines: Lines, name: str) -> None:
         axes.plot(held, found, color=HELD_OUT, marker="o", markersize=3.5, label="held-out episodes")
     if values.min() > 0 and values.max() > 3 * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.set_title(name, fontsize="medium", loc="left")
 
 
