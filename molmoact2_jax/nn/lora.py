@@ -134,7 +134,6 @@ def with_keys(params: Params, keys: jax.Array | None) -> Params:
     Returns:
       The tree with the same weights. It is for inputs whose leading axis is B, or B times as many crops or windows.
     """
-
     if keys is None:
         return params
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
