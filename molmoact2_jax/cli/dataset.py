@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
-from molmoact2_jax import config
 from molmoact2_jax.cli import meter
-from molmoact2_jax.data import catalog, oxe, table
+from molmoact2_jax.data import catalog, meanings, oxe, table
 from molmoact2_jax.data.source import EpisodeSource
 
 OWN = oxe.Tag("own", 0, "", "")  # a LeRobot dataset whose columns have their usual names
@@ -57,18 +53,4 @@ def meaning(name: str | None, spec: str) -> oxe.Row | oxe.Tag | str | None:
         return OWN if (pathlib.Path(path) / "meta" / "info.json").exists() else oxe.TEMPLATE
     if not name.endswith(".json"):
         return name
-    values = json.loads(pathlib.Path(name).read_text("utf-8"))
-    return _row(values, name) if "fps" in values else _tag(values, name)
-
-
-def _tag(values: Mapping[str, Any], where: str) -> oxe.Tag:
-    return config.build(oxe.Tag, values, where)
-
-
-def _row(values: Mapping[str, Any], where: str) -> oxe.Row:
-    parts = {"cameras": oxe.Camera, "state": oxe.Field, "action": oxe.Field}
-    built = {
-        key: tuple(config.build(kind, item, f"{where}.{key}[{i}]") for i, item in enumerate(values.get(key, ())))
-        for key, kind in parts.items()
-    }
-    return dataclasses.replace(config.build(oxe.Row, {**values, **dict.fromkeys(parts, ())}, where), **built)
+    return meanings.read(pathlib.Path(name))

@@ -219,4 +219,7 @@ def stored_camera(meta: Meta, key: str, aliases: str) -> str:
     for candidate in (key, old):
         if candidate in meta.cameras:
             return candidate
-    raise ValueError(f"{meta.root}: no camera {key!r}, expected one of {list(meta.cameras)}. Change the tag's cameras.")
+    raise ValueError(
+        f"{meta.root}: no camera {key!r}, expected one of {list(meta.cameras)}. Choose the tag of this robot, or "
+        "change the tag's cameras."
+    )

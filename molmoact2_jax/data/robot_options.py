@@ -107,7 +107,7 @@ def _check_widths(dataset: source.EpisodeSource, robot: Robot, options: Options)
         if stats is not None and stats.width != width:
             raise ValueError(
                 f"{dataset.name}: {width} {name} channels, expected {stats.width} from the statistics of {robot.name}. "
-                "Check the columns, or compute the statistics of this dataset."
+                "This dataset is of another robot: choose its tag, or compute its statistics (molmoact2 data stats)."
             )
     horizon, width = robot.tag.horizon or options.horizon, len(dataset.action_names)
     if horizon > options.horizon or width > options.channels:

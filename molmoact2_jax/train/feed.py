@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from molmoact2_jax import config
 from molmoact2_jax.checkpoint import config_json
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.data import (
     catalog,
     loader,
+    meanings,
     mixture,
     norm_stats,
     open_files,
@@ -114,13 +116,21 @@ def expand(entry: RobotSet) -> list[RobotSet]:
 
 
 def _meaning(entry: RobotSet, tag: norm_stats.Tag) -> oxe.Row | oxe.Tag | str:
-    """Finds what explains a dataset: a name in the tables, "module:attribute", or else the checkpoint's own tag."""
+    """Finds what explains a dataset: a name in the tables, a JSON file, "module:attribute", or the checkpoint's tag."""
     name = entry.meaning or entry.tag
+    if name.endswith(".json"):
+        return meanings.read(pathlib.Path(name))
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)
-    if name in oxe.TAGS or name in oxe.ROWS:
+    known = {*oxe.TAGS, *oxe.ROWS}
+    if name in known:
         return name
+    if entry.meaning and entry.meaning != entry.tag:
+        raise ValueError(
+            f"data.robots.meaning: {name!r} of {entry.path}, expected one of {sorted(known)}, a JSON file or "
+            f"module:attribute.{config.near(name, known)} Leave it empty to take the tag's."
+        )
     return oxe.Tag(
         name=name, horizon=tag.horizon or 1, setup=tag.setup, control=tag.control, cameras=tag.cameras,
         state_keys=tag.state_keys or ("observation.state",), action_key=tag.action_key or "action",

@@ -40,7 +40,8 @@ class RobotSet:
     Attributes:
       path: directory, with `@0-9,12` for some episodes; or a pattern (`data/yam/*`) that stands for one set each.
       tag: robot in the statistics.
-      meaning: name of the row or tag that explains its columns; None takes `tag`.
+      meaning: what explains its columns: the name of a row or tag, a JSON file (`data.meanings`) or
+        "module:attribute"; None takes `tag`.
       rate, size_factor: its share among the datasets of its tag (`mixture.Share`).
       depth: depth companions by camera.
       quarantine: file of samples that are never drawn (`data check` and `data filter` write it).

@@ -1,0 +1,87 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from molmoact2_jax.cli import main, train
+from molmoact2_jax.data import meanings, oxe
+from molmoact2_jax.train import feed, recipe
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Datasets of a robot with two channels and one camera, in both formats."""
+    directory = tmp_path_factory.mktemp("toys")
+    words = ["collect", str(directory), "--env", "toy", "--tasks", "go-red,go-blue", "--per-task", "2"]
+    assert main.main([*words, "--processes", "0"]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sides(golden, tmp_path_factory):
+    """Side files of the tiny checkpoint, whose tags are libero (7 channels), yam (14) and toy (2)."""
+    directory = tmp_path_factory.mktemp("sides") / "tiny"
+    shutil.copytree(golden / "tiny", directory)
+    path = directory / "norm_stats.json"
+    stats = json.loads(path.read_text())
+    numbers = {key: [value] * 2 for key, value in dict(min=-1.0, max=1.0, q01=-1.0, q99=1.0).items()}
+    stats["metadata_by_tag"]["toy"] = dict(action_horizon=10, action_stats=numbers, state_stats=numbers)
+    path.write_text(json.dumps(stats))
+    return directory
+
+
+def train_on(directory, sides, tmp_path, **entry):
+    """Starts a run on one dataset."""
+    robot = dict(path=str(directory)) | entry
+    table = dict(
+        run_dir=str(tmp_path / "run"), steps=2, batch_size=8, model=dict(init_from=str(sides)),
+        data=dict(robots=[robot], tokens=256, crops=2, chunks=1, robot=dict(action_format="continuous")),
+        optimizer=dict(peak_rates=dict(vit=0.0, connector=0.0, llm=0.0, action_expert=1e-3), warmup_steps=1),
+    )  # fmt: skip
+    return train.train(table)
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "rlds"])
+def test_a_dataset_of_another_robot_is_refused_before_the_weights_are_touched(toys, sides, tmp_path, kind):
+    meaning = str(toys / f"{kind}.json")
+    with pytest.raises(ValueError, match=r"2 state channels, expected 8 from the statistics of libero.*another robot"):
+        train_on(toys / kind, sides, tmp_path, tag="libero", meaning=meaning)
+    assert not (tmp_path / "run").exists()
+
+
+def test_cameras_that_a_dataset_lacks_are_named_with_what_to_do(toys, sides, tmp_path):
+    with pytest.raises(ValueError, match=r"no camera 'observation.images.image', expected .*top.*Choose the tag of this robot"):
+        train_on(toys / "lerobot", sides, tmp_path, tag="libero")
+
+
+def test_a_tag_that_the_checkpoint_lacks_is_refused_with_those_it_has(toys, sides, tmp_path):
+    with pytest.raises(ValueError, match=r"norm_tag: 'lbero', expected one of \['libero', 'toy', 'yam'\]"):
+        train_on(toys / "lerobot", sides, tmp_path, tag="lbero")
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "rlds"])
+def test_the_file_that_a_collection_leaves_explains_its_columns(golden, toys, sides, kind):
+    made = recipe.build(dict(
+        run_dir="", steps=1, batch_size=1, model=dict(init_from=str(sides)), optimizer=dict(peak_rates={}),
+        data=dict(robots=[dict(path=str(toys / kind), tag="toy", meaning=str(toys / f"{kind}.json"))],
+                  tokens=256, crops=2, chunks=1),
+    ))  # fmt: skip
+    from molmoact2_jax.checkpoint import config_json
+
+    [(_, source)], held = feed.open_robots(made.data, feed.Sides.load(sides, config_json.load(sides)))
+    assert source.state_names == ("x", "y") and source.task(0, 0).startswith("Go to the") and not held
+
+
+def test_a_meaning_that_nobody_knows_is_refused_with_a_near_one(toys, sides, tmp_path):
+    with pytest.raises(ValueError, match=r"data.robots.meaning: 'brigde' .*Did you mean 'bridge'"):
+        train_on(toys / "rlds", sides, tmp_path, tag="toy", meaning="brigde")
+    with pytest.raises(ValueError, match=r"nowhere.json: no file, expected the fields of oxe.Row or oxe.Tag"):
+        train_on(toys / "rlds", sides, tmp_path, tag="toy", meaning="nowhere.json")
+
+
+def test_a_meaning_survives_its_file(tmp_path, toys):
+    assert meanings.read(toys / "lerobot.json").name == "toy"
+    row = dataclasses.replace(oxe.ROWS["bridge"])
+    (tmp_path / "row.json").write_text(json.dumps(dataclasses.asdict(row)))
+    assert meanings.read(tmp_path / "row.json") == row
