@@ -120,4 +120,15 @@ def _write(args: argparse.Namespace, name: str, tag: norm_stats.Tag) -> None:
     known = norm_stats.load(args.out) if args.out.exists() else norm_stats.NormStats(args.mode)
     if known.mode != args.mode:
         raise ValueError(f"{args.out}: normalises by {known.mode}, expected {args.mode}. Choose --mode {known.mode}.")
+    _require_same_robot(args.out, name, known.tags.get(name), tag)
     norm_stats.save(args.out, dataclasses.replace(known, tags={**known.tags, name: tag}))
+
+
+def _require_same_robot(path: pathlib.Path, name: str, before: norm_stats.Tag | None, now: norm_stats.Tag) -> None:
+    for kind in ("action", "state"):
+        old, new = getattr(before, kind, None), getattr(now, kind)
+        if old is not None and new is not None and old.width != new.width:
+            raise ValueError(
+                f"{path}: {name!r} has {old.width} {kind} channels, the dataset {new.width}, expected the same robot. "
+                "Choose another --tag."
+            )

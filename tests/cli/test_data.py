@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 import shutil
 import sys
 
@@ -93,6 +94,17 @@ def test_a_fit_to_a_checkpoint_names_units_and_fails(sound, tmp_path, capsys):
     assert content["fit"]["lerobot"]["findings"] == []
     assert run("stats", degrees, *common, "--fit", checkpoint) == 1
     assert "look like degrees, where the tag has radians" in capsys.readouterr().out
+
+
+def test_statistics_of_another_robot_fit_no_tag_and_replace_none(sound, golden, tmp_path, capsys):
+    listed = tmp_path / "norm_stats.json"
+    listed.write_text((golden / "tiny" / "norm_stats.json").read_text())
+    before = listed.read_text()
+    assert run("stats", sound[formats.V3], "--tag", "yam", "--fit", tmp_path) == 1
+    assert "error    width: action has" in capsys.readouterr().out
+    assert run("stats", sound[formats.V3], "--tag", "yam", "--out", listed) == 2
+    assert re.search(r"'yam' has 14 action channels, the dataset \d, .*Choose another --tag", capsys.readouterr().err)
+    assert listed.read_text() == before
 
 
 def test_the_check_quarantines_and_is_clean_the_second_time(sound, tmp_path, capsys):

@@ -51,7 +51,7 @@ def test_a_dataset_of_another_robot_is_refused_before_the_weights_are_touched(to
 
 
 def test_cameras_that_a_dataset_lacks_are_named_with_what_to_do(toys, sides, tmp_path):
-    with pytest.raises(ValueError, match=r"no camera 'observation.images.image', expected .*top.*Choose the tag of this robot"):
+    with pytest.raises(ValueError, match=r"no camera 'observation.images.image', expected .*top.*tag of this robot"):
         train_on(toys / "lerobot", sides, tmp_path, tag="libero")
 
 
