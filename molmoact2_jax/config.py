@@ -15,7 +15,7 @@ class ViTConfig:
     """Image encoder: SigLIP2 without class token or last norm. `depth` counts the stored layers.
 
     `taps` are the layers whose residual streams are concatenated, in that order. `attention` names, here and in the
-    other towers, the function of `ops.ATTENTION` that computes it.
+    other towers, the function of `ops.ATTENTION` that computes it; `init_std` is that of fresh weights.
     """
 
     width: int
@@ -31,6 +31,7 @@ class ViTConfig:
     norm_eps: float = 1e-6
     activation: str = "gelu_pytorch_tanh"
     attention: str = "matmul"
+    init_std: float = 0.02
 
     @property
     def grid(self) -> int:
@@ -57,6 +58,7 @@ class ConnectorConfig:
     head_dim: int
     pooling_mask: bool = True
     activation: str = "silu"
+    init_std: float = 0.02
 
     @property
     def dims(self) -> dict[str, int]:
@@ -86,6 +88,7 @@ class LLMConfig:
     activation: str = "silu"
     max_positions: int = 36864
     attention: str = "matmul"
+    init_std: float = 0.02
 
     @property
     def kv_width(self) -> int:

@@ -186,7 +186,7 @@ def _vit(c: Json, adapter: Json, declared: int) -> ViTConfig:
         depth=max(taps) + 1, num_heads=c.get("num_attention_heads", 16), head_dim=c["head_dim"],
         image_size=size[0] if isinstance(size, (list, tuple)) else size, patch_size=c.get("image_patch_size", 14),
         num_positions=c.get("image_num_pos", 729), norm_eps=c.get("layer_norm_eps", 1e-6),
-        activation=c.get("hidden_act", "gelu_pytorch_tanh"),
+        activation=c.get("hidden_act", "gelu_pytorch_tanh"), init_std=c.get("initializer_range", 0.02),
     )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def _connector(c: Json, vit: Json, raw: Json) -> ConnectorConfig:
         width=c["hidden_size"], feature_width=vit["hidden_size"] * len(c["vit_layers"]),
         mlp_width=c["intermediate_size"], out_width=c["text_hidden_size"], num_heads=c["num_attention_heads"],
         head_dim=c["head_dim"], pooling_mask=c.get("pooling_attention_mask", "vision_config" in raw),
-        activation=c.get("hidden_act", "silu"),
+        activation=c.get("hidden_act", "silu"), init_std=c.get("initializer_range", 0.02),
     )  # fmt: skip
 
 
@@ -211,6 +211,7 @@ def _llm(c: Json, where: str) -> LLMConfig:
         extra_vocab_size=c.get("additional_vocab_size") or 128, rope_base=rotary["rope_theta"],
         norm_eps=c.get("layer_norm_eps", 1e-6), qk_norm=kind, qkv_bias=c.get("qkv_bias", False),
         norm_after=c.get("norm_after", False), max_positions=c.get("max_position_embeddings", 36864),
+        init_std=c.get("initializer_range", 0.02),
     )  # fmt: skip
 
 

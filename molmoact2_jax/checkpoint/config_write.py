@@ -46,13 +46,14 @@ def _towers(cfg: ModelConfig) -> dict[str, Any]:
             num_attention_heads=vit.num_heads, num_key_value_heads=vit.num_heads, head_dim=vit.head_dim,
             hidden_act=vit.activation, layer_norm_eps=vit.norm_eps, image_patch_size=vit.patch_size,
             image_default_input_size=[vit.image_size] * 2, image_num_pos=vit.num_positions, float32_attention=True,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa", initializer_range=vit.init_std,
         ),
         adapter_config=dict(
             hidden_size=adapter.width, intermediate_size=adapter.mlp_width, text_hidden_size=adapter.out_width,
             num_attention_heads=adapter.num_heads, num_key_value_heads=adapter.num_heads, head_dim=adapter.head_dim,
             vit_layers=[t - vit.declared_depth for t in vit.taps], pooling_attention_mask=adapter.pooling_mask,
             hidden_act=adapter.activation, float32_attention=True, attn_implementation="sdpa",
+            initializer_range=adapter.init_std,
         ),
         text_config=dict(
             hidden_size=llm.width, intermediate_size=llm.mlp_width, num_hidden_layers=llm.depth,
@@ -60,7 +61,7 @@ def _towers(cfg: ModelConfig) -> dict[str, Any]:
             vocab_size=llm.vocab_size, additional_vocab_size=llm.extra_vocab_size, rope_theta=llm.rope_base,
             layer_norm_eps=llm.norm_eps, use_qk_norm=llm.qk_norm is not None, qk_norm_type=llm.qk_norm or "qwen3",
             qkv_bias=llm.qkv_bias, norm_after=llm.norm_after, hidden_act="silu", tie_word_embeddings=False,
-            max_position_embeddings=llm.max_positions, attn_implementation="sdpa",
+            max_position_embeddings=llm.max_positions, attn_implementation="sdpa", initializer_range=llm.init_std,
         ),
     )  # fmt: skip
     if expert:

@@ -36,6 +36,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "predict": Command("predict", "one action chunk from pictures, an instruction and a joint state"),
     "verify": Command("verify", "compares every stage with recorded arrays of the released implementation"),
+    "init": Command("init", "files of a small model that is going to be trained from nothing"),
     "train": Command("train", "trains or resumes a run", own_flags=True),
     "plan": Command("plan", "bytes per device and FLOPs of a training step, and what fits", own_flags=True),
     "data": Command("data", "statistics, doctor, preview, filters, repacking of datasets", own_flags=True),

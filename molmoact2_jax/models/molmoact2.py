@@ -69,6 +69,14 @@ def abstract(cfg: ModelConfig) -> tuple[Params, Params]:
     return params.unbox(jax.eval_shape(lambda: init(cfg, jax.random.key(0))))
 
 
+def unrolled(tree: Params) -> Params:
+    """Returns the parameters with the layers of each tower as plain tuples, which `params.scan` runs without a loop."""
+    return {
+        name: {**tower, "blocks": params.unrolled(tower["blocks"])} if "blocks" in tower else tower
+        for name, tower in tree.items()
+    }
+
+
 def vision(
     cfg: ModelConfig, tree: Params, crops: jax.Array, pooling: jax.Array, remat: params.Policy = None
 ) -> jax.Array:

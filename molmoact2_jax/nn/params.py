@@ -16,7 +16,6 @@ Params = Any  # nested dict of arrays
 Init = Callable[..., jax.Array]
 Policy = Callable[..., bool] | None  # of jax.checkpoint
 
-normal = nn.initializers.normal(0.02)
 ones, zeros = nn.initializers.ones, nn.initializers.zeros
 
 
@@ -35,9 +34,12 @@ def xavier(scale: float = 1.0, inputs: int = 1) -> Init:
     return init
 
 
-def declare(module: nn.Module, name: str, dims: str, init: Init = normal) -> jax.Array:
-    """Declares one weight: the words in `dims` give its shape (from `module.cfg.dims`) and its sharding."""
-    words = tuple(dims.split())
+def declare(module: nn.Module, name: str, dims: str, init: Init | None = None) -> jax.Array:
+    """Declares one weight: the words in `dims` give its shape (from `module.cfg.dims`) and its sharding.
+
+    Without `init` it starts normal with standard deviation `module.cfg.init_std`.
+    """
+    init, words = init or nn.initializers.normal(module.cfg.init_std), tuple(dims.split())
     boxed: Callable[..., Any] = nn.with_logical_partitioning(init, words)  # `param` hands out what is in the box
     return module.param(name, boxed, tuple(module.cfg.dims[word] for word in words), jnp.float32)
 
@@ -50,7 +52,7 @@ def linear(
     dims: str,
     *,
     bias: bool = False,
-    init: Init = normal,
+    init: Init | None = None,
 ) -> jax.Array:
     """Declares a projection and applies it: `name` [inputs, outputs], and `name_bias` [outputs] if asked for."""
     y = ops.einsum(spec, x, declare(module, name, dims, init))
@@ -138,6 +140,16 @@ def scan(
 def layer(layers: Params, index: int) -> Params:
     """Returns one layer of a stack, or of a plain tuple of layers."""
     return layers[index] if type(layers) is tuple else _at(layers, index)
+
+
+def unrolled(layers: Params) -> Params:
+    """Returns stacked layers as a plain tuple, which `scan` runs without a loop."""
+
+    def split(leaf: jax.Array) -> list[jax.Array]:
+        return [jax.lax.index_in_dim(leaf, i, keepdims=False) for i in range(leaf.shape[0])]
+
+    leaves, treedef = jax.tree.flatten(layers)
+    return tuple(jax.tree.unflatten(treedef, one) for one in zip(*map(split, leaves), strict=True))
 
 
 def stacked(layers: Params) -> Params:
