@@ -115,14 +115,19 @@ class Round:
 
 
 def orders(protocol: Protocol) -> list[list[tuple[str, int]]]:
-    """Returns the tasks and seeds of each round: two episodes for each environment, all tasks of a seed together.
+    """Returns the tasks and seeds of each round: up to `num_envs` tasks, with seeds for two episodes per environment.
 
     A round depends on the protocol alone and on no round before it, so an interrupted rollout that goes on with the
-    next round ends as an uninterrupted one.
+    next round ends as an uninterrupted one. Rounds of the same tasks follow each other, since a simulator that changes
+    its task starts anew.
     """
-    every = [(task, seed) for seed in protocol.seeds for task in protocol.tasks]
-    size = 2 * protocol.num_envs
-    return [every[start : start + size] for start in range(0, len(every), size)]
+    rounds = []
+    for first in range(0, len(protocol.tasks), protocol.num_envs):
+        tasks = protocol.tasks[first : first + protocol.num_envs]
+        count = max(1, 2 * protocol.num_envs // len(tasks))
+        for start in range(0, len(protocol.seeds), count):
+            rounds.append([(task, seed) for seed in protocol.seeds[start : start + count] for task in tasks])
+    return rounds
 
 
 def rounds(
@@ -160,7 +165,7 @@ def rounds(
 
 
 class _Loop:
-    """One round: episodes in slots, and those that wait. A slot that is free takes its own task first."""
+    """One round: episodes in slots, and those that wait."""
 
     def __init__(self, protocol: Protocol, order: Sequence[tuple[str, int]], envs: fleet.Fleet, plan: Planner):
         self.protocol, self.order, self.envs, self.plan = protocol, order, envs, plan
@@ -205,13 +210,16 @@ class _Loop:
         return True
 
     def _next(self, slot: int) -> tuple[str, int] | None:
+        """Returns what a free slot runs: its own task, or one that nobody runs, or nothing while others finish."""
         left = {task: seeds for task, seeds in self.waiting.items() if seeds}
-        if not left:
-            return None
-        running = [episode.task for episode in self.active.values()]
-        fewest = min(left, key=lambda task: running.count(task) - len(left[task]) / len(self.order))
-        task = self.last_task[slot] = self.last_task[slot] if self.last_task.get(slot) in left else fewest
-        return task, left[task].pop(0)
+        running, own = [episode.task for episode in self.active.values()], self.last_task.get(slot)
+        if own not in left:
+            free = [task for task in left if own is None or task not in running]
+            if not free:
+                return None
+            own = min(free, key=lambda task: running.count(task) - len(left[task]) / len(self.order))
+        self.last_task[slot] = own
+        return own, left[own].pop(0)
 
     def _plans(self) -> dict[int, tuple[np.ndarray]]:
         """Asks the policy for all slots at once, then cuts each plan to what is carried out of it."""

@@ -140,13 +140,25 @@ def test_the_result_file_repeats_protocol_versions_and_counts():
     assert found["plans"] == sum(-(-episode["decisions"] // 2) for episode in found["episodes"])
 
 
-def test_rounds_hold_every_episode_once_and_all_tasks_of_a_seed_together():
-    rounds = rollout.orders(PROTOCOL)
-    assert [len(order) for order in rounds] == [6, 2]
-    assert sorted(itertools.chain(*rounds)) == sorted(
-        (task, seed) for task in PROTOCOL.tasks for seed in PROTOCOL.seeds
-    )
-    assert {seed for _, seed in rounds[1]} == {3}
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 4, 20])
+def test_rounds_hold_every_episode_once_and_few_tasks_at_a_time(num_envs):
+    tasks, seeds = ("a", "b", "c"), tuple(range(7))
+    rounds = rollout.orders(dataclasses.replace(PROTOCOL, tasks=tasks, seeds=seeds, num_envs=num_envs))
+    assert sorted(itertools.chain(*rounds)) == sorted(itertools.product(tasks, seeds))
+    assert all(len({task for task, _ in order}) <= num_envs for order in rounds)
+    assert all(len(order) <= max(2 * num_envs, len(tasks)) for order in rounds)
+    assert rounds[0][0] == ("a", 0) and (num_envs < 3 or rounds[0][1] == ("b", 0))
+
+
+def test_a_simulator_keeps_its_task_while_there_are_enough_of_them(monkeypatch):
+    opened = []
+    start = registry.open_environment
+    monkeypatch.setattr(registry, "open_environment", lambda env, task: opened.append(task) or start(env, task))
+    run(dataclasses.replace(PROTOCOL, seeds=tuple(range(10)), num_envs=4), seeing)
+    assert sorted(opened) == ["go-blue"] * 2 + ["go-red"] * 2
+    opened.clear()
+    run(dataclasses.replace(PROTOCOL, seeds=tuple(range(10)), num_envs=1), seeing)
+    assert opened == ["go-red", "go-blue"]
 
 
 def test_a_round_is_the_same_whether_or_not_those_before_it_ran():
