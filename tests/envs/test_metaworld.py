@@ -75,6 +75,19 @@ def test_the_faucet_pair_starts_from_nearly_the_same_picture(faucet):
     other.close()
 
 
+@pytest.mark.parametrize(("task", "other"), [SIX[:2], SIX[1::-1]])
+def test_turning_the_faucet_the_other_way_is_no_success(task, other):
+    import metaworld.policies
+
+    env = registry.open_environment("metaworld", task)
+    for seed in (5000, 5001):
+        env.reset(seed)
+        policy = metaworld.policies.ENV_POLICY_MAP[f"{other}-v3"]()
+        outcomes = [env.step(np.clip(policy.get_action(env._observed), -1, 1)) for _ in range(60)]
+        assert not any(outcome.success for outcome in outcomes)
+    env.close()
+
+
 def test_the_window_is_a_part_of_the_whole_picture(faucet):
     whole = registry.open_environment("metaworld", "faucet-open", window=None)
     np.testing.assert_array_equal(
