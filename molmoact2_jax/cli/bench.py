@@ -9,6 +9,7 @@ from molmoact2_jax.cli import main
 COMMANDS: dict[str, main.Command] = {
     "infer": main.Command("bench_infer", "an action call, phase by phase and as served"),
     "train": main.Command("bench_train", "a training step, by batch and rematerialisation"),
+    "check": main.Command("bench_check", "whether a device computes what the processor and the released model compute"),
     "data": main.Command("bench_data", "reading, decoding, resizing, tokenising, packing, per core"),
 }
 

@@ -105,9 +105,10 @@ def _heading(found: dict[str, Any]) -> str:
 
 def line(found: dict[str, Any]) -> str:
     """Returns the row of the table of one trial; rates and bytes are per device."""
-    trial, compiled = found["trial"], found["compiled"]
+    trial, compiled = found["trial"], found.get("compiled")
     where = f"{trial['rows']:>5} {trial['remat']:>6} {trial['attention']:>10} "
-    sizes = f"{compiled['total'] / GB:>9.2f} {found['planned']['total'] / GB:>8.2f}{compiled['seconds']:>11.1f} s"
+    total, seconds = ("-", "-") if compiled is None else (f"{compiled['total'] / GB:.2f}", f"{compiled['seconds']:.1f}")
+    sizes = f"{total:>9} {found['planned']['total'] / GB:>8.2f}{seconds:>11} s"
     if "not" in found:
         return f"{where}{sizes}  not run: {found['not']}"
     mfu = f"{found['mfu']:>6.1%}" if "mfu" in found else f"{'-':>6}"

@@ -20,6 +20,7 @@ METHOD = (
     "during the trial, null where an earlier one held more"
 )
 TOWERS = ("vit", "llm", "expert")
+SURELY = 1.25  # a plan of so many times the memory there is need not be compiled: it errs by less
 
 
 class Trial(NamedTuple):
@@ -76,12 +77,14 @@ def sweep(
     state: step.State | None = None
     for trial in trials:
         made = setup.prepare(at(run, trial))
-        found = _facts(made, trial)
+        found, limit = _facts(made, trial), _limit()
+        if limit is not None and found["planned"]["total"] > SURELY * limit:
+            yield found | _too_large(found["planned"]["total"], limit)
+            continue
         program, needs = memory.compiled(made)
         found["compiled"] = needs._asdict()
-        limit = _limit()
         if limit is not None and needs.total > limit:
-            yield found | {"not": f"needs {needs.total / 1e9:.1f} GB, the device has {limit / 1e9:.1f}"}
+            yield found | _too_large(needs.total, limit)
             continue
         try:
             state = setup.initial_state(made) if state is None else state
@@ -93,6 +96,10 @@ def sweep(
             yield found | {"not": str(error).splitlines()[0]}
             continue
         yield found | measured
+
+
+def _too_large(needs: float, limit: float) -> dict[str, str]:
+    return {"not": f"needs {needs / 1e9:.1f} GB, the device has {limit / 1e9:.1f}"}
 
 
 def _facts(made: setup.Setup, trial: Trial) -> dict[str, Any]:

@@ -77,3 +77,9 @@ def test_rates_that_a_device_does_not_tell_are_left_open():
         "step": TIMES, "tokens_per_second_per_device": 5.0, "model_tflops_per_device": 0.1, "peak_bytes": None,
     }  # fmt: skip
     assert command.line(found).split()[3:9] == ["100.0", "110.0", "5", "0.100", "-", "-"]
+
+
+def test_a_trial_that_was_not_even_compiled_says_so_in_its_line():
+    trial = {"rows": 8, "remat": "none", "attention": "matmul"}
+    line = command.line({"trial": trial, "planned": {"total": 9e11}, "not": "needs 900.0 GB, the device has 141.0"})
+    assert line.split()[3:6] == ["-", "900.00", "-"] and line.endswith("not run: needs 900.0 GB, the device has 141.0")

@@ -61,8 +61,12 @@ def test_each_step_consumes_the_state_of_the_one_before_and_the_last_is_returned
 def test_a_trial_that_the_device_cannot_hold_is_told_and_the_next_is_measured(run, monkeypatch):
     needs = memory.Compiled(10**9, 10**9, 2 * 10**9, 1.0)
     monkeypatch.setattr(memory, "compiled", lambda made: (None, needs))
-    monkeypatch.setattr(bench_train, "_limit", lambda: 10**9)
-    assert ["needs" in one["not"] for one in bench_train.sweep(run, TRIALS[:1], 1, 0)] == [True]
+    told = []
+    for limit in (10**9, 10**6):  # too little by the compiler, and so little that it need not be asked
+        monkeypatch.setattr(bench_train, "_limit", lambda limit=limit: limit)
+        told += bench_train.sweep(run, TRIALS[:1], 1, 0)
+    assert told[0]["not"] == "needs 2.0 GB, the device has 1.0" and "compiled" in told[0]
+    assert "compiled" not in told[1] and "not" in told[1]
     monkeypatch.setattr(bench_train, "_limit", lambda: None)
     answers = iter([jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore"), (None, {"step": {}})])
 
