@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+import molmoact2_jax
 from molmoact2_jax.cli import recipe_flags
 
 
@@ -23,11 +24,18 @@ def run(argv: list[str]) -> int:
         flags.DEFINE_bool("changed", False, meaning, flag_values=values)
 
     values = recipe_flags.parse("train", argv, define)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _log_lines()
     reason = train(values["config"].value.to_dict(), changed=bool(values["changed"].value))
     print(reason)
     return 0 if reason == "finished" else int(os.environ.get("MOLMOACT2_PREEMPTED_EXIT", "0"))
+
+
+def _log_lines() -> None:
+    """Shows the lines of the run with the time of day: here they are what a person waits for, not details."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    ours = logging.getLogger(molmoact2_jax.__name__)
+    ours.setLevel(min(ours.getEffectiveLevel(), logging.INFO))
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def train(table: dict[str, Any], *, changed: bool = False) -> str:

@@ -75,9 +75,12 @@ def choose(sizes: np.ndarray, limits: Limits, granularity: int | None = None) ->
     """
     unit = max(1, limits.tokens // LEVELS) if granularity is None else granularity
     costs = np.stack([sizes[:, 2], sizes[:, 1], -(-sizes[:, 0] // unit)], axis=1)  # the longest axis last: it is fast
-    # No cell above the sum of all sizes is ever reached, so a slack limit costs nothing.
-    caps = np.minimum(costs.sum(axis=0), [limits.chunks, limits.crops, limits.tokens // unit])
     values = sizes[:, 0] + CROP_VALUE * sizes[:, 1]
+    room = np.array([limits.chunks, limits.crops, limits.tokens // unit])
+    if len(costs) and (np.sort(costs, axis=0)[:2].sum(axis=0) > room).any() and (costs <= room).all():
+        return [int(values.argmax())]  # no two fit together
+    # No cell above the sum of all sizes is ever reached, so a slack limit costs nothing.
+    caps = np.minimum(costs.sum(axis=0), room)
     return _backtrack(_table(costs, values, caps), costs, caps)
 
 

@@ -127,8 +127,7 @@ class Run:
         line, last = progress.Progress(self.recipe.steps), self.recipe.steps
         if number == 0:
             self._evaluate(state, number, writer)
-        line.start(number)
-        saved = number
+        begun = saved = number
         while number < last and not stop.agreed():
             begin = time.perf_counter()
             batch = next(self.loader)
@@ -138,9 +137,10 @@ class Run:
                 state, values = function(state, rows)
             number += 1
             self._note(number, batch, values, waited, writer)
-            if number == 1:
+            if number == begun + 1:
                 jax.block_until_ready(values)
                 compiled.settle("step")
+                line.start(number)
             if number % self.recipe.log.every == 0 or number in (1, last):
                 self._report(number, line, writer, compiled)
             if self.recipe.evaluate.every and number % self.recipe.evaluate.every == 0:

@@ -42,6 +42,17 @@ def best_value(metas, limits):
     return round(-found.fun)
 
 
+def test_where_no_two_fit_together_the_choice_is_the_same_without_a_table():
+    rng = np.random.default_rng(7)
+    for _ in range(50):
+        count = int(rng.integers(2, pack.BUFFER))
+        sizes = np.stack([rng.integers(30, 48, count), np.ones(count, int), np.ones(count, int)], axis=1)
+        chosen = pack.choose(sizes, pack.Limits(48, 1, 1))
+        costs, caps = sizes[:, [2, 1, 0]], np.array([1, 1, 48])
+        table = pack._table(costs, sizes[:, 0] + pack.CROP_VALUE * sizes[:, 1], caps)
+        assert chosen == pack._backtrack(table, costs, caps)
+
+
 @pytest.mark.parametrize("limits", [ROBOT, MIXED, pack.Limits(16384, 128, 48)])
 def test_a_row_is_worth_nearly_what_an_exact_solver_packs(limits):
     rng = np.random.default_rng(1)

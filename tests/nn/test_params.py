@@ -8,7 +8,7 @@ import pytest
 
 from molmoact2_jax.nn import params
 
-CFG = types.SimpleNamespace(dims=dict(layers=3, embed=4, heads=2, head_dim=3), norm_eps=1e-6)
+CFG = types.SimpleNamespace(dims=dict(layers=3, embed=4, heads=2, head_dim=3), norm_eps=1e-6, init_std=0.02)
 
 
 class Layer(nn.Module):
@@ -48,6 +48,11 @@ def test_stacked_copies_differ_and_lead_with_layers():
     assert values["q"].shape == (3, 4, 2, 3)
     assert words["norm"] == ("layers", "embed")
     assert not np.allclose(values["q"][0], values["q"][1])
+
+
+def test_unrolled_layers_are_those_of_the_stack(layers):
+    for ours, theirs in zip(params.unrolled(layers), split(layers), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_a_compiled_loop_equals_layers_one_by_one(layers):

@@ -84,6 +84,16 @@ def test_padding_changes_neither_loss_nor_gradient():
     close(ga, gb)
 
 
+def test_unrolled_layers_change_neither_loss_nor_gradient():
+    cfg = small.model(gate="per_layer")
+    params, rng = small.weights(cfg), np.random.default_rng(6)
+    rows = small.pack([[small.example(rng, 14, depth=True), small.example(rng, 9)]], 32)
+    (a, _), ga = graded(cfg, LOSS)(params, rows, losses.totals(rows), None)
+    (b, _), gb = graded(cfg, dataclasses.replace(LOSS, unroll=True))(params, rows, losses.totals(rows), None)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    close(ga, gb)
+
+
 @pytest.mark.parametrize(("insulate", "flows"), [(True, False), (False, True)])
 def test_insulation_gives_the_decoder_exactly_no_flow_gradient(insulate, flows):
     cfg = small.model()
