@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from molmoact2_jax.cli import dataset, meter, numbers
+from molmoact2_jax.data.source import EpisodeSource
 from molmoact2_jax.eval import open_loop, scorecard
 from molmoact2_jax.serve.policy import Policy
 
@@ -19,7 +20,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("checkpoint", type=pathlib.Path, help="directory in the released format, or a run")
     dataset.add_arguments(parser)
     parser.add_argument("--norm-tag", required=True, help="name of the robot in the checkpoint's norm_stats.json")
-    parser.add_argument("--last", type=int, help="only the last episodes (default: all that DATASET selects)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--last", type=int, help="only the last episodes (default: all that DATASET selects)")
+    which.add_argument("--held-out", type=int, metavar="N", help="those that a run with data.held_out=N did not see")
     parser.add_argument("--frames", type=int, help="of each episode, spread over it (default: all)")
     parser.add_argument("--seeds", type=numbers.ranges, default="0-2", help="of the noise; each predicts anew")
     parser.add_argument("--batch", type=int, default=16, help="predictions per call (default 16)")
@@ -39,14 +42,15 @@ def run(args: argparse.Namespace) -> int:
     tag = policy.host.tag(args.norm_tag)
     options = {} if args.num_steps is None else {"num_steps": args.num_steps}
     planner = scorecard.planner(policy, policy.host.horizon(tag), **options)
-    episodes = open_loop.held_out(source, args.last or int((source.episode_lengths > 0).sum()))
-    setting = open_loop.Setting(episodes, args.frames, args.seeds, args.batch)
+    setting = open_loop.Setting(_episodes(args, source), args.frames, args.seeds, args.batch)
     with meter.Meter("open-loop", "predictions") as progress:
         found = open_loop.compare(planner, source, tag, args.norm_tag, setting, progress)
     result = open_loop.summary(found, tag.action) | dict(
         policy=dict(checkpoint=str(args.checkpoint), dtype=args.dtype),
-        dataset=dict(path=args.dataset, name=source.name, digest=source.digest, positions=list(episodes)),
-        protocol=dict(norm_tag=args.norm_tag, frames=args.frames, seeds=list(args.seeds)),
+        dataset=dict(path=args.dataset, name=source.name, digest=source.digest, positions=list(setting.episodes)),
+        protocol=dict(
+            norm_tag=args.norm_tag, frames=args.frames, seeds=list(args.seeds), held_out=args.held_out, last=args.last
+        ),
         machine=scorecard.machine(),
     )
     if args.out:
@@ -58,6 +62,12 @@ def run(args: argparse.Namespace) -> int:
         open_loop_plots.save(found, args.out, tag.n_action_steps or policy.host.horizon(tag))
     print(json.dumps(result) if args.json else table(result))
     return 0
+
+
+def _episodes(args: argparse.Namespace, source: EpisodeSource) -> tuple[int, ...]:
+    if args.held_out is not None:
+        return open_loop.kept_apart(source, args.held_out)
+    return open_loop.held_out(source, args.last or int((source.episode_lengths > 0).sum()))
 
 
 def table(result: Mapping[str, Any]) -> str:

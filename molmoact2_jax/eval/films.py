@@ -39,8 +39,10 @@ def save_films(
 def strip(episode: Episode) -> np.ndarray:
     """Returns u8[H, W, 3]: what the policy saw from the first plan to the end, up to `STRIP` pictures side by side."""
     chosen = np.unique(np.linspace(0, len(episode.seen) - 1, STRIP).round().astype(int))
-    pictures = [episode.seen[i] for i in chosen]
-    return _enlarged(np.concatenate(pictures, axis=1), max(1, STRIP_SIDE // pictures[0].shape[0]))
+    height = episode.seen[0].shape[0]
+    gap = np.full((height, 1, 3), 255, np.uint8)
+    parts = [part for i in chosen for part in (episode.seen[i], gap)][:-1]
+    return _enlarged(np.concatenate(parts, axis=1), max(1, STRIP_SIDE // height))
 
 
 def save_strips(done: Round, record: dict[str, Any], before: Sequence[Mapping[str, Any]], out: pathlib.Path) -> None:

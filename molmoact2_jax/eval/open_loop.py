@@ -72,6 +72,23 @@ def held_out(source: EpisodeSource, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in whole[-count:])
 
 
+def kept_apart(source: EpisodeSource, every: int) -> tuple[int, ...]:
+    """Returns the episodes that training with `data.held_out` = `every` does not see, of the same dataset.
+
+    Raises:
+      ValueError: there are none.
+    """
+    chosen = [
+        i for i in range(every - 1, len(source.episode_ids), every) if every > 0 and source.episode_lengths[i] > 0
+    ]
+    if not chosen:
+        raise ValueError(
+            f"{source.name}: every {every}th of {len(source.episode_ids)} episodes, expected at least one. "
+            "Give data.held_out of the run."
+        )
+    return tuple(chosen)
+
+
 def compare(
     plan: Planner,
     source: EpisodeSource,

@@ -238,7 +238,7 @@ def _open_loop(found: Found, places: Places) -> str:
         return report_page.section(title, _missing("open loop"))
     result = found.open_loop
     words = (
-        f"{result['frames']} frames of {result['episodes']} episodes that training did not see, {result['horizon']} "
+        f"{result['frames']} frames of recorded episodes ({result['episodes']} in all), {result['horizon']} "
         f"steps ahead. Normalised error {result['normalised']:.4g}; always predicting the mean action gives "
         f"{result['normalised_constant']:.4g}."
     )

@@ -31,7 +31,7 @@ code { font: .86em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; ove
 th, td { text-align: left; padding: .38rem 1.1rem .38rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); font-size: .87rem; } td.number, th.number { text-align: right;
   white-space: nowrap; } td:first-child { white-space: nowrap; } table.facts { width: auto; }
-tr.total td { font-weight: 600; } td:last-child, th:last-child { padding-right: 0; } td.wide { width: 32%; }
+tr.total td { font-weight: 600; } td:last-child, th:last-child { padding-right: 0; } td.wide { width: 26%; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1px; margin: 1.6rem 0 0;
   background: var(--rule); border: 1px solid var(--rule); border-radius: 8px; overflow: hidden; }
 .tile { background: var(--page); padding: 1rem 1.1rem; } .tile b { display: block; font-size: 1.9rem; line-height: 1.2;

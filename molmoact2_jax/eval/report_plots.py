@@ -36,9 +36,9 @@ def training(lines: Lines) -> Figure:
     losses = [name for name in LOSSES if series(lines, name)[1].any()] or ["loss"]
     robots = sorted({name for line in lines for name in line if name.startswith("open_loop/") and name.count("/") == 1})
     count = len(losses) + len(robots)
-    rows, columns = math.ceil(count / 2), min(2, count)
-    figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    rows = math.ceil(count / 2)
+    figure = Figure(figsize=(9.2, 2.9 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
     for axes, name in zip(panels, losses, strict=False):
         _loss(axes, lines, name)
     for axes, name in zip(panels[len(losses) :], robots, strict=False):
@@ -58,7 +58,7 @@ def _loss(axes: Any, lines: Lines, name: str) -> None:
 
     steps, values = series(lines, name)
     axes.plot(steps, values, color=TRAIN, alpha=0.35, linewidth=0.9)
-    axes.plot(steps, pictures.smooth(values, 0.9), color=TRAIN, label="training")
+    axes.plot(steps, pictures.smooth(values, 1 - min(1, 10 / len(values))), color=TRAIN, label="training")
     held, found = series(lines, f"validation/{name}")
     if len(held):
         axes.plot(held, found, color=HELD_OUT, marker="o", markersize=3.5, label="held-out episodes")

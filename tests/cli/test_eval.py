@@ -7,8 +7,11 @@ import time
 import numpy as np
 import pytest
 
+from molmoact2_jax.checkpoint import config_json
 from molmoact2_jax.cli import main, numbers
+from molmoact2_jax.data import catalog, meanings
 from molmoact2_jax.envs import fleet, toy
+from molmoact2_jax.train import feed, recipe
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,20 @@ def test_open_loop_reads_both_formats_alike(checkpoint, data, capsys, kind):
         np.testing.assert_allclose(
             [c["error"] for c in other.values()], [c["error"] for c in found["channels"].values()], atol=1e-5
         )
+
+
+def test_open_loop_takes_the_episodes_that_training_holds_out(checkpoint, data, capsys):
+    words = ["eval", "open-loop", str(checkpoint), str(data / "lerobot"), "--as", str(data / "lerobot.json")]
+    words += ["--norm-tag", "toy", "--frames", "1", "--seeds", "0", "--num-steps", "2", "--dtype", "float32"]
+    assert main.main([*words, "--batch", "4", "--held-out", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    robots = [recipe.RobotSet(str(data / "lerobot"), "toy", str(data / "lerobot.json"))]
+    sides = feed.Sides.load(checkpoint, config_json.load(checkpoint))
+    _, [held] = feed.open_robots(recipe.DataConfig(robots=tuple(robots), held_out=3), sides)
+    whole = catalog.open_source(data / "lerobot", meanings.read(data / "lerobot.json"))
+    assert whole.episode_ids[found["dataset"]["positions"]].tolist() == held.source.episode_ids.tolist()
+    assert main.main([*words, "--held-out", "9"]) == 2
+    assert "every 9th of 4 episodes" in capsys.readouterr().err
 
 
 RESULTS: list = []  # of the format that was read before

@@ -121,7 +121,7 @@ def test_strips_show_what_the_policy_saw_of_the_first_success_and_failure(tmp_pa
     kept = {episode["task"]: episode["strip"] for episode in episodes if "strip" in episode}
     assert kept == {"go-red": "strip-go-red-0.webp", "go-blue": "strip-go-blue-0.webp"}
     count = min(8, len(next(done for done in rollout.rounds(protocol, seeing)).episodes[0].seen))
-    assert Image.open(tmp_path / kept["go-red"]).size == (count * 4 * toy.SIDE, 4 * toy.SIDE)
+    assert Image.open(tmp_path / kept["go-red"]).size == (4 * (count * (toy.SIDE + 1) - 1), 4 * toy.SIDE)
     assert len(list(tmp_path.iterdir())) == 2
 
 
