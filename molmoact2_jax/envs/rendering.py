@@ -12,6 +12,7 @@ import types
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 120.0  # seconds for the probe; a driver without its device may hang
 PROBE = "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); c.free()"
 HINT = (
     "Install one: apt-get install -y libegl1 libgl1 libosmesa6 (or, without root, pip install --no-deps lavavu-osmesa "
@@ -82,6 +83,12 @@ def _first_that_works(backends: tuple[str, ...] = ("egl", "osmesa")) -> str:
 def works(backend: str) -> bool:
     """Tells, in a process of its own, whether a context can be made; a failed try would spoil this process."""
     environment = os.environ | {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    probe = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, timeout=120)
+    try:
+        probe = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        log.warning(
+            "rendering: a try of MUJOCO_GL=%s did not end within %.0f s; it counts as failed", backend, PATIENCE
+        )
+        return False
     log.debug("MUJOCO_GL=%s: %s", backend, probe.stderr.decode(errors="replace")[-300:] or "works")
     return probe.returncode == 0
