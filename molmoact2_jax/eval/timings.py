@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -20,16 +21,24 @@ UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which the system coun
 def measure(file: pathlib.Path, part: str, command: Sequence[str]) -> int:
     """Runs a command, appends its wall time and the memory of its largest process; returns its exit status.
 
+    The command decides how it ends: SIGTERM is passed on, and the interrupt of a terminal, which reaches it anyway, is
+    waited out.
+
     Args:
       file: for the line; its directory is made.
       part: name of the part, as the report shows it.
       command: program and arguments; it shares this process's input and output.
     """
     begin = time.perf_counter()
+    process = subprocess.Popen(list(command))
+    handlers = {signal.SIGTERM: lambda number, _: process.send_signal(number), signal.SIGINT: lambda number, _: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        status = subprocess.call(list(command))
-    except KeyboardInterrupt:
-        status = 130
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    status = code if code >= 0 else 128 - code
     record(file, part, time.perf_counter() - begin, status)
     return status
 

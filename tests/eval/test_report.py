@@ -1,8 +1,13 @@
 import dataclasses
 import html.parser
 import json
+import os
 import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -189,6 +194,19 @@ def test_timings_of_a_part_in_two_runs_are_added_and_its_status_is_passed_on(tmp
     file.write_text("torn")
     with pytest.raises(ValueError, match=r"timings.jsonl:1: 'torn', expected part, seconds"):
         timings.read(file)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_part_that_is_interrupted_saves_before_it_ends_and_is_recorded(tmp_path, number):
+    part = "trap 'sleep 0.5; exit 7' INT TERM; touch ready; while :; do sleep 0.02; done"
+    words = [sys.executable, "-m", "molmoact2_jax.eval.timings", "timings.jsonl", "train", "sh", "-c", part]
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    process = subprocess.Popen(words, cwd=tmp_path, start_new_session=True, env=environment)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    assert process.wait() == 7
+    assert timings.read(tmp_path / "timings.jsonl")["train"]["seconds"] >= 0.5
 
 
 def test_the_command_writes_the_page_and_names_what_it_lacks(places, tmp_path, capsys):
