@@ -23,6 +23,7 @@ from molmoact2_jax.nn.params import Params
 Place = Callable[[Params, Any], Any]  # (shapes, words of their axes) -> shardings
 
 RECIPE, MODEL, SIDE, CHECKPOINTS = "recipe.json", "model.json", "side", "checkpoints"
+QUARANTINE = "quarantine.jsonl"  # damaged samples that the run has met
 
 
 def is_run(directory: str | pathlib.Path) -> bool:

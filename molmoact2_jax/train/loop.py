@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from molmoact2_jax.batch import Batch
 from molmoact2_jax.checkpoint import orbax, runs
+from molmoact2_jax.data import quarantine
 from molmoact2_jax.data.loader import Loader
 from molmoact2_jax.parallel import mesh as meshes
 from molmoact2_jax.parallel import partition
@@ -92,11 +93,17 @@ class Run:
             recipe=recipe.to_json(self.recipe), version=importlib.metadata.version("molmoact2-jax"),
             data=dict(data_digest),
         )  # fmt: skip
-        self._window, self._latest = metrics.Window(), dict[str, float]()
+        self._window, self._aside, self._latest = metrics.Window(), metrics.Window(), dict[str, float]()
 
     def train(self) -> str:
-        """Trains to the last step, or until a signal; returns why it ended. Everything is saved then."""
+        """Trains to the last step, or until a signal; returns why it ended. Everything is saved then.
+
+        Raises:
+          DiskFullError: the last save does not fit; the checkpoints before it are intact.
+          DamageError: too many samples are damaged. Those that were met are listed in `run_dir` then, too.
+        """
         with contextlib.ExitStack() as stack:
+            stack.callback(self._list_quarantined, final=True)
             stack.enter_context(partition.activate(self.made.mesh))
             stop, compiled = stack.enter_context(Stop()), stack.enter_context(metrics.Compilations())
             checkpoints = stack.enter_context(
@@ -127,17 +134,20 @@ class Run:
         line, last = progress.Progress(self.recipe.steps), self.recipe.steps
         if number == 0:
             self._evaluate(state, number, writer)
-        begun = saved = number
+        saved, compiled_for = number, set[str]()
         while number < last and not stop.agreed():
-            begin = time.perf_counter()
+            begin, stream = time.perf_counter(), self.loader.stream(number)
             batch = next(self.loader)
             waited = time.perf_counter() - begin
             rows = meshes.assemble(step.rows_of(batch), self.made.mesh, self.recipe.batch_size)
             with _profiled(self.recipe.log.profile, number, self._directory):
                 state, values = function(state, rows)
             number += 1
-            self._note(number, batch, values, waited, writer)
-            if number == begun + 1:
+            self._note(number, batch, values, waited, stream)
+            if number == 1 and batch.crops.shape[1]:
+                writer.image(number, "first_batch", contact_sheet(batch.crops))
+            if stream not in compiled_for:  # rows of another size compile a step of their own
+                compiled_for.add(stream)
                 jax.block_until_ready(values)
                 compiled.settle("step")
                 line.start(number)
@@ -146,39 +156,65 @@ class Run:
             if self.recipe.evaluate.every and number % self.recipe.evaluate.every == 0:
                 self._evaluate(state, number, writer)
                 line.start(number)
-            if number % self.recipe.save.every == 0 and number != last:
-                saved = self._save(checkpoints, number, state)
+            if number % self.recipe.save.every == 0 and number != last and self._save(checkpoints, number, state):
+                saved = number
         if saved != number or not checkpoints.steps:
-            self._save(checkpoints, number, state)
+            self._save_last(checkpoints, number, state)
         checkpoints.wait()
         reason = "finished" if number >= last else f"stopped by {stop.reason}"
         _log.info("run %s: %s after step %d, saved", self._directory, reason, number)
         return reason
 
-    def _save(self, checkpoints: orbax.Checkpoints, number: int, state: step.State) -> int:
+    def _save(self, checkpoints: orbax.Checkpoints, number: int, state: step.State) -> bool:
+        """Saves if there is room; a run goes on without."""
         try:
-            checkpoints.save(number, setup.saved(state, self.loader.state(), self._meta), self._latest)
+            self._write(checkpoints, number, state)
         except orbax.DiskFullError as error:
             _log.error("%s", error)
-        return number
+            return False
+        return True
 
-    def _note(self, number: int, batch: Batch, values: Any, waited: float, writer: writers.Writer) -> None:
+    def _save_last(self, checkpoints: orbax.Checkpoints, number: int, state: step.State) -> None:
+        if not self._save(checkpoints, number, state):  # perhaps it was the save before that found the disk full
+            self._write(checkpoints, number, state)
+
+    def _write(self, checkpoints: orbax.Checkpoints, number: int, state: step.State) -> None:
+        checkpoints.save(number, setup.saved(state, self.loader.state(), self._meta), self._latest)
+
+    def _note(self, number: int, batch: Batch, values: Any, waited: float, stream: str) -> None:
+        """Keeps the values of a step; those of multimodal steps apart where steps take turns."""
         tokens = float((batch.segments >= 0).sum()) * jax.process_count()
         loss_tokens = float((batch.weights > 0).sum()) * jax.process_count()
-        self._window.add({**values, "data_wait_seconds": waited, "tokens": tokens, "loss_tokens": loss_tokens})
-        if number == 1 and batch.crops.shape[1]:
-            writer.image(number, "first_batch", contact_sheet(batch.crops))
+        shared = {"data_wait_seconds": waited, "tokens": tokens, "loss_tokens": loss_tokens}
+        if stream == "vlm" and self.recipe.data.robots:
+            self._window.add(shared)
+            self._aside.add(values)
+        else:
+            self._window.add({**values, **shared})
+
+    def _list_quarantined(self, *, final: bool = False) -> None:
+        """Writes the damaged samples that were met to `run_dir`, as the next run's `quarantine` reads them."""
+        path, met = self._directory / runs.QUARANTINE, self.loader.report.quarantined
+        if not met:
+            return
+        listed = set(quarantine.read(path))
+        entries = [quarantine.Entry(*sample, reason) for sample, reason in met.items()]
+        quarantine.append(path, [entry for entry in entries if entry not in listed])
+        if final:
+            _log.warning("run %s: %d damaged samples were left out, see %s", self._directory, len(met), path)
 
     def _report(self, number: int, line: progress.Progress, writer: writers.Writer, compiled: Any) -> None:
         values = self._window.report()
+        values |= {f"vlm/{name}": value for name, value in self._aside.report().items() if name != "step_seconds"}
         values |= self._rates(values) | metrics.memory()
         values |= {"compile_seconds": compiled.seconds, "compilations": sum(compiled.counts.values())}
         values |= {f"fill/{name}": part for name, part in self.loader.report.fill().items()}
         values["quarantined"] = len(self.loader.report.quarantined)
         compiled.alarm({})
-        self._latest = values
+        self._latest |= values
+        self._list_quarantined()
         writer.scalars(number, values)
-        shown = ("loss", "loss/language", "loss/flow", "step_seconds", "mfu", "data_wait_seconds")
+        shown = ("loss", "loss/language", "loss/flow", "vlm/loss", "step_seconds", "mfu", "data_wait_seconds")
         _log.info("%s", line.line(number, {name: values[name] for name in shown if name in values}))
 
     def _rates(self, window: Mapping[str, float]) -> dict[str, float]:

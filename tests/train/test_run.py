@@ -12,56 +12,13 @@ import pytest
 
 from molmoact2_jax.checkpoint import hf, runs
 from molmoact2_jax.cli import train as command
-from molmoact2_jax.data import lerobot_write
 from molmoact2_jax.train import loop, recipe
-
-STATES, ACTIONS = tuple(f"j{i}" for i in range(8)), tuple(f"j{i}" for i in range(7))
-
-
-def record(directory, episodes=6, frames=12):
-    """Writes a small LeRobot dataset that fits the golden checkpoint's tag `libero`."""
-    writer = lerobot_write.Writer(
-        directory,
-        fps=10,
-        features={
-            "observation.state": lerobot_write.vector(STATES),
-            "action": lerobot_write.vector(ACTIONS),
-            "observation.images.image": lerobot_write.camera(64, 64, dtype="image"),
-            "observation.images.wrist_image": lerobot_write.camera(64, 64, dtype="image"),
-        },
-    )
-    rng = np.random.default_rng(0)
-    for episode in range(episodes):
-        phase = rng.uniform(0, 6)
-        for t in range(frames):
-            pictures = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-            writer.add(
-                {
-                    "observation.state": 0.3 * np.sin(phase + 0.1 * t + np.arange(8)).astype(np.float32),
-                    "action": 0.2 * np.cos(phase + 0.1 * t + np.arange(7)).astype(np.float32),
-                    "observation.images.image": pictures[0],
-                    "observation.images.wrist_image": pictures[1],
-                },
-                task="open the drawer" if episode % 2 else "pick up the bowl",
-            )
-        writer.end_episode()
-    return writer.finalize()
+from tests.train import drawer
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return record(tmp_path_factory.mktemp("data") / "drawer")
-
-
-def table(run_dir, dataset, golden, **changes):
-    made = dict(
-        run_dir=str(run_dir), steps=8, batch_size=4, augment="none", dtype="float32",
-        model=dict(init_from=str(golden / "tiny")),
-        data=dict(robots=[dict(path=str(dataset), tag="libero")], tokens=200, crops=2),
-        loss=dict(num_samples=2, remat_llm="none", remat_vit="none", remat_expert="none"),
-        optimizer=dict(warmup_steps=2), mesh=dict(data=1, fsdp=1, tensor=1), log=dict(every=4), save=dict(every=3),
-    )  # fmt: skip
-    return made | changes
+    return drawer.record(tmp_path_factory.mktemp("data") / "drawer")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,13 +42,13 @@ def leaves(directory):
 
 
 def test_a_stopped_run_resumes_to_the_bits_of_an_uninterrupted_one(tmp_path, dataset, golden, monkeypatch):
-    assert command.train(table(tmp_path / "whole", dataset, golden)) == "finished"
+    assert command.train(drawer.table(tmp_path / "whole", dataset, golden)) == "finished"
 
     polls = iter(range(100))
     monkeypatch.setattr(loop.Stop, "agreed", lambda self: next(polls) == 5)
-    assert command.train(table(tmp_path / "parts", dataset, golden)).startswith("stopped")
+    assert command.train(drawer.table(tmp_path / "parts", dataset, golden)).startswith("stopped")
     monkeypatch.undo()
-    assert command.train(table(tmp_path / "parts", dataset, golden)) == "finished"
+    assert command.train(drawer.table(tmp_path / "parts", dataset, golden)) == "finished"
 
     for a, b in zip(leaves(tmp_path / "whole"), leaves(tmp_path / "parts"), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -102,7 +59,7 @@ def test_a_stopped_run_resumes_to_the_bits_of_an_uninterrupted_one(tmp_path, dat
 
 
 def test_a_finished_run_ends_at_once_and_a_changed_one_is_refused_with_the_difference(tmp_path, dataset, golden):
-    made = table(tmp_path / "run", dataset, golden, steps=3)
+    made = drawer.table(tmp_path / "run", dataset, golden, steps=3)
     assert command.train(made) == "finished"
     assert command.train(made) == "finished"
     with pytest.raises(loop.ConfigChangedError, match=r"loss.num_samples: 2 -> 4"):
@@ -114,7 +71,7 @@ def test_a_finished_run_ends_at_once_and_a_changed_one_is_refused_with_the_diffe
 def test_an_exported_run_loads_as_the_run(tmp_path, dataset, golden):
     import jax
 
-    made = table(tmp_path / "run", dataset, golden, steps=3, optimizer=dict(warmup_steps=1, ema=0.5))
+    made = drawer.table(tmp_path / "run", dataset, golden, steps=3, optimizer=dict(warmup_steps=1, ema=0.5))
     command.train(made)
     cfg, params = runs.load(tmp_path / "run")
     hf.export(cfg, params, tmp_path / "out", side_files=tmp_path / "run" / runs.SIDE)
@@ -126,7 +83,7 @@ def test_an_exported_run_loads_as_the_run(tmp_path, dataset, golden):
 @pytest.mark.slow
 def test_low_rank_training_leaves_the_base_and_merges(tmp_path, dataset, golden):
     adapted = dict(targets=r"^llm/blocks/(q|v|up)$", rank=4)
-    made = table(tmp_path / "run", dataset, golden, steps=4, lora=adapted, optimizer=dict(warmup_steps=1))
+    made = drawer.table(tmp_path / "run", dataset, golden, steps=4, lora=adapted, optimizer=dict(warmup_steps=1))
     command.train(made)
     _, source = hf.load(golden / "tiny")
     _, raw = runs.load(tmp_path / "run", merge=False)
@@ -143,7 +100,7 @@ def test_low_rank_training_leaves_the_base_and_merges(tmp_path, dataset, golden)
 def test_forty_steps_killed_at_random_end_bit_equal(tmp_path, dataset, golden, how):
     config = tmp_path / "config.py"
     source = "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({!r})\n"
-    made = table("RUN", dataset, golden, steps=40, save=dict(every=4), log=dict(every=1))
+    made = drawer.table("RUN", dataset, golden, steps=40, save=dict(every=4), log=dict(every=1))
     config.write_text(source.format(made))
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | dict(MOLMOACT2_CACHE=str(tmp_path / "cache"))
 
