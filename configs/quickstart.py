@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
         ema=0.99,
     )
     config.augment = "none"
+    config.seed = 6198
     config.save = dict(every=500, keep=dict(latest=2))
     config.log = dict(every=50)
     config.evaluate = dict(every=500, batches=4, episodes=6)

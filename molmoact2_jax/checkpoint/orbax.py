@@ -72,7 +72,7 @@ class Checkpoints:
     """The checkpoints under one directory; a context manager that waits for pending saves at its end."""
 
     def __init__(self, directory: str | os.PathLike[str], keep: Keep = Keep()):
-        self.directory = epath.Path(directory)
+        self.directory = _absolute(directory)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep), cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
@@ -256,11 +256,17 @@ def read_params(directory: str | os.PathLike[str], params: Tree, step: int | Non
     return _read_item(directory, step, wanted)["params"]
 
 
+def _absolute(directory: str | os.PathLike[str]) -> epath.Path:
+    """Orbax writes to absolute paths alone; an address such as gs://bucket/run is one."""
+    path = epath.Path(directory)
+    return path if "://" in os.fspath(directory) else path.absolute()
+
+
 def _read_item(
     directory: str | os.PathLike[str], step: int | None, wanted: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> Any:
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(epath.Path(directory), options=options, item_names=_ITEMS) as manager:
+    with ocp.CheckpointManager(_absolute(directory), options=options, item_names=_ITEMS) as manager:
         steps = sorted(manager.all_steps())
         chosen = steps[-1] if step is None and steps else step
         if chosen is None or chosen not in steps:

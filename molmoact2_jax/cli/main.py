@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _log_to_stderr(level: int) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger(molmoact2_jax.__name__).setLevel(level)
+    if level != logging.DEBUG:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns there of what we ask for
 
 
 def dispatch(argv: Sequence[str], commands: Mapping[str, Command], prog: str) -> int:

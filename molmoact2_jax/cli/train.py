@@ -35,7 +35,6 @@ def _log_lines() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     ours = logging.getLogger(molmoact2_jax.__name__)
     ours.setLevel(min(ours.getEffectiveLevel(), logging.INFO))
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def train(table: dict[str, Any], *, changed: bool = False) -> str:

@@ -199,7 +199,8 @@ def mean(values: np.ndarray, axis: tuple[int, ...] | int) -> np.ndarray:
 def _half_ranges(stats: TagStats | None, width: int) -> np.ndarray:
     if stats is None or stats.q01 is None or stats.q99 is None:
         return np.ones(width)
-    return np.maximum(np.subtract(stats.q99, stats.q01) / 2, 1e-6)
+    half = np.subtract(stats.q99, stats.q01) / 2
+    return np.where(half > 1e-6, half, 1.0)  # a channel that never moves passes through raw
 
 
 def _number(value: Any) -> float | None:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import molmoact2
@@ -59,7 +60,7 @@ class Runner:
         if key not in self._programs:
             begin = time.perf_counter()
             self._programs[key] = jax.jit(function, static_argnums=static).lower(self.cfg, *args).compile()
-            _log.info("compiled %s in %.1f s", key, time.perf_counter() - begin)
+            _log.debug("compiled %s in %.1f s", key, time.perf_counter() - begin)
         return self._programs[key]
 
 
@@ -70,7 +71,7 @@ def unstack(params: Params) -> Params:
         leaves, treedef = jax.tree.flatten(stack)
         columns = []
         for leaf in leaves:
-            columns.append([leaf[layer] for layer in range(leaf.shape[0])])
+            columns.append(jax.block_until_ready(jnp.unstack(leaf)))  # waits, so that one stack at a time is doubled
             leaf.delete()
         return tuple(jax.tree.unflatten(treedef, layer) for layer in zip(*columns))
 

@@ -237,7 +237,8 @@ class Run:
             values.update(evaluator(state, number))
         if values:
             writer.scalars(number, values)
-            _log.info("step %d: %s", number, " ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            shown = {k: v for k, v in values.items() if k == "validation/loss" or k.startswith("open_loop/")}
+            _log.info("step %d: %s", number, " ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
 
 def _check_unchanged(directory: pathlib.Path, made: recipe.TrainConfig, *, allowed: bool) -> None:

@@ -71,6 +71,15 @@ def test_the_newest_is_restored_to_the_bit_on_any_mesh(run_dir, sizes):
     assert restored.params["llm"]["q"].sharding.mesh.devices.shape == sizes
 
 
+def test_a_relative_directory_is_written_and_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with orbax.Checkpoints("runs/mine") as checkpoints:
+        checkpoints.save(1, contents(1))
+    with orbax.Checkpoints("runs/mine") as checkpoints:
+        assert checkpoints.steps == [1]
+    assert orbax.read_meta("runs/mine", 1)["config"] == {"seed": 1}
+
+
 def test_latest_periodic_and_best_are_kept(tmp_path):
     keep = orbax.Keep(latest=2, every=30, best=1, metric="error")
     with orbax.Checkpoints(tmp_path / "run", keep) as checkpoints:
