@@ -20,8 +20,6 @@ from molmoact2_jax.data import norm_stats
 from molmoact2_jax.data.norm_stats import Tag
 from molmoact2_jax.envs.base import Spec
 from molmoact2_jax.eval import intervals, rollout
-from molmoact2_jax.models import molmoact2
-from molmoact2_jax.nn import params as plain
 from molmoact2_jax.nn import paths
 from molmoact2_jax.serve import observe
 from molmoact2_jax.serve.policy import Policy
@@ -56,16 +54,13 @@ def untrained(directory: pathlib.Path, dtype: str, seed: int = 0) -> Policy:
       dtype: to compute in.
       seed: of the weights, as `seed` of a training run.
     """
-    from molmoact2_jax.checkpoint import runs  # needs the train extra
+    from molmoact2_jax.checkpoint import runs  # these need the train extra
+    from molmoact2_jax.train import stages
 
     cfg = runs.read_model(directory)
     host = observe.Host.load(directory / runs.SIDE if runs.is_run(directory) else directory, cfg)
-
-    def make(key: jax.Array) -> plain.Params:
-        weights, _ = plain.unbox(molmoact2.init(cfg, key))
-        return jax.tree.map(lambda w: w.astype(dtype), weights)
-
-    return Policy(host, jax.jit(make)(jax.random.key(seed)))
+    weights, _ = stages.enter(cfg, None, {}, jax.random.key(seed))
+    return Policy(host, jax.tree.map(lambda leaf: leaf.astype(dtype), weights))
 
 
 def digest(policy: Policy, tag: str) -> str:
