@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from molmoact2_jax.checkpoint import config_json, config_write, rules
+from molmoact2_jax.checkpoint import config_json, config_write, rules, safetensors_io
 from molmoact2_jax.checkpoint.safetensors_io import Reader
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import molmoact2
@@ -79,7 +79,8 @@ def load(
 
 
 def _assemble(reader: Reader, prefix: str, parts: list[rules.Part], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    out = np.empty(shape, dtype or reader.dtype(prefix + parts[0].name))
+    kind = np.dtype(dtype or reader.dtype(prefix + parts[0].name))
+    out = safetensors_io.fresh(math.prod(shape) * kind.itemsize).view(kind).reshape(shape)
 
     def fill(part: rules.Part) -> None:
         target = rules.as_rows(out if part.layer is None else out[part.layer, ...], part.rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import pathlib
 import struct
 from typing import Any
@@ -46,7 +47,7 @@ class Reader:
         first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
         row = kind.itemsize * math.prod(shape[1:])
         begin = start + entry["data_offsets"][0] + first * row
-        out = np.empty((last - first) * row, np.uint8)
+        out = fresh((last - first) * row)
         with open(file, "rb", buffering=0) as handle:
             handle.seek(begin)
             view, done = out.data, 0
@@ -56,6 +57,15 @@ class Reader:
                     raise ValueError(f"{file}: ends inside tensor {name}, expected {len(out)} bytes. Copy it again.")
                 done += count
         return out.view(kind).reshape([last - first, *shape[1:]] if shape else [])
+
+
+def fresh(size: int) -> np.ndarray:
+    """Returns zeros u8[size] in pages of their own.
+
+    They return to the system as soon as the array is dropped: an allocator would keep much of what threads read into
+    and drop again. Whole pages are also aligned so that JAX takes them over on a CPU instead of copying them.
+    """
+    return np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8)[:size]
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
