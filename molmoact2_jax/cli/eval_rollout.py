@@ -98,7 +98,7 @@ def _facts(args: argparse.Namespace, policy: Policy) -> dict[str, Any]:
 
 
 def _protocol(args: argparse.Namespace, policy: Policy) -> tuple[rollout.Protocol, Spec]:
-    tag, options = policy.host.tag(args.norm_tag), dict(map(_option, args.option))
+    tag, options = policy.host.tag(args.norm_tag), dict(map(numbers.setting, args.option))
     env = registry.open_environment(args.env, args.tasks[0], **options)
     env.close()
     executed = args.executed or tag.n_action_steps or policy.host.horizon(tag)
@@ -123,16 +123,6 @@ def _protocol(args: argparse.Namespace, policy: Policy) -> tuple[rollout.Protoco
 def _planner(args: argparse.Namespace, policy: Policy, protocol: rollout.Protocol) -> rollout.Planner:
     options = {} if args.num_steps is None else {"num_steps": args.num_steps}
     return scorecard.planner(policy, protocol.executed, **options)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--option: {text!r}, expected NAME=VALUE.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _instructions(args: argparse.Namespace, known: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,9 @@
-"""Lists of numbers and names as a user writes them."""
+"""Lists of numbers and names, and settings, as a user writes them."""
 
 from __future__ import annotations
+
+import json
+from typing import Any
 
 
 def ranges(text: str) -> tuple[int, ...]:
@@ -21,3 +24,18 @@ def ranges(text: str) -> tuple[int, ...]:
 def words(text: str) -> tuple[str, ...]:
     """Reads "a, b" as ("a", "b")."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Reads "side=192" as ("side", 192); a value that is not JSON stays text.
+
+    Raises:
+      ValueError: no equals sign.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r}: expected NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

@@ -1,10 +1,13 @@
+import functools
 import importlib.util
 import pathlib
+import tempfile
 
 import jax
 import pytest
 
-from molmoact2_jax.data import oxe, robot_options, vlm_registry
+from molmoact2_jax.checkpoint import scratch
+from molmoact2_jax.data import norm_stats, oxe, robot_options, vlm_registry
 from molmoact2_jax.parallel import mesh as meshes
 from molmoact2_jax.parallel import partition
 from molmoact2_jax.train import memory, recipe, setup
@@ -13,8 +16,10 @@ DIRECTORY = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(DIRECTORY.glob("*.py"))
 STAGES = {
     "pretrain", "posttrain", "posttrain_think", "finetune_yam", "finetune_droid", "finetune_so100", "finetune_libero",
-    "finetune_libero_think", "finetune_small", "lora", "expert_only", "er_stage1", "er_stage2", "tiny",
+    "finetune_libero_think", "finetune_small", "lora", "expert_only", "er_stage1", "er_stage2", "tiny", "quickstart",
+    "metaworld_mt10",
 }  # fmt: skip
+SCRATCH = {"quickstart": "small", "metaworld_mt10": "medium"}  # trained from nothing, on files of `molmoact2 init`
 
 
 def load(path):
@@ -24,11 +29,23 @@ def load(path):
     return module
 
 
+@functools.cache
+def files_of(sizes):
+    """The files that `molmoact2 init` writes for a robot with four channels."""
+    unit = norm_stats.TagStats(q01=(-1.0,) * 4, q99=(1.0,) * 4)
+    tag = norm_stats.Tag(unit, unit, horizon=8, cameras=("front",), setup="one arm", control="steps")
+    directory = pathlib.Path(tempfile.mkdtemp())
+    scratch.write(directory, scratch.SIZES[sizes], norm_stats.NormStats("q01_q99", {"metaworld": tag}), ["open it"])
+    return str(directory)
+
+
 def build(path, *args):
     """The run of a recipe; the released sizes stand in for a checkpoint that is not here."""
     table = load(path).get_config(*args).to_dict()
     model = table["model"]
-    if model.get("sizes") is None and not pathlib.Path(model["init_from"]).exists():
+    if path.stem in SCRATCH:
+        model["sizes"] = files_of(SCRATCH[path.stem])
+    elif model.get("sizes") is None and not pathlib.Path(model["init_from"]).exists():
         model["sizes"] = "4b"
     return recipe.build(table)
 
