@@ -169,14 +169,14 @@ def _robots(
     return datasets, shares, data.tag_rates or dict.fromkeys((entry.tag for entry, _ in opened), 1.0)
 
 
-def row_shape(cfg: ModelConfig, data: DataConfig, sides: Sides, tokens: int) -> RowShape:
-    """Returns the fixed sizes of rows of `tokens` tokens."""
+def row_shape(cfg: ModelConfig, data: DataConfig, sides: Sides, tokens: int, *, acting: bool = True) -> RowShape:
+    """Returns the fixed sizes of rows of `tokens` tokens, with chunks of actions where examples are `acting`."""
     processor = sides.encoding.processor
     grid = processor.image_size // processor.patch_size
     pooled = -(-grid // processor.pooling)
     window = processor.video_pooling if data.vlm_root else processor.pooling
     return RowShape(
-        limits=pack.Limits(tokens, data.crops, data.chunks if cfg.expert else 0),
+        limits=pack.Limits(tokens, data.crops, data.chunks if cfg.expert and acting else 0),
         crop_size=processor.image_size, patches=grid**2, windows=data.crops * pooled**2, window=window**2,
         horizon=horizon(cfg, data, sides), channels=cfg.action_dim, pad=cfg.tokens.pad,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def row_shape(cfg: ModelConfig, data: DataConfig, sides: Sides, tokens: int) -> 
 def vlm_stream(cfg: ModelConfig, data: DataConfig, sides: Sides) -> Stream:
     """Makes the stream of multimodal rows from the sets that are on disk; the others are named in the log."""
     found = vlm_registry.open_sets(data.vlm_root or "", sides.encoding, data.vlm_mixture)
-    shape = row_shape(cfg, data, sides, data.vlm_tokens)
+    shape = row_shape(cfg, data, sides, data.vlm_tokens, acting=False)
     return _stream(found.datasets, found.shares, found.rates, shape, mixture.DATA_SEED)
 
 

@@ -1,8 +1,12 @@
 """A small LeRobot dataset that fits a golden checkpoint, and a recipe that trains on it."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from molmoact2_jax.data import lerobot_write
+from molmoact2_jax.parallel import mesh as meshes
+from molmoact2_jax.train import loop, step
 
 STATES, ACTIONS = tuple(f"j{i}" for i in range(8)), tuple(f"j{i}" for i in range(7))
 
@@ -46,3 +50,31 @@ def table(run_dir, dataset, golden, **changes):
         optimizer=dict(warmup_steps=2), mesh=dict(data=1, fsdp=1, tensor=1), log=dict(every=4), save=dict(every=3),
     )  # fmt: skip
     return made | changes
+
+
+def on_one_device(monkeypatch):
+    """Lets runs use the first device alone."""
+    build = meshes.build
+    monkeypatch.setattr(meshes, "build", lambda cfg, devices=None: build(cfg, devices or jax.devices()[:1]))
+
+
+def count_steps(monkeypatch):
+    """Replaces the training step by one that only counts, and returns the list of rows that it will have been given."""
+    seen = []
+
+    def compiled(cfg, placed, mesh):
+        def count(state, rows):
+            seen.append(np.asarray(rows.tokens).tolist())
+            state = state._replace(optimizer=state.optimizer._replace(step=state.optimizer.step + 1))
+            return state, {"loss": jnp.float32(len(seen))}
+
+        return count
+
+    monkeypatch.setattr(step, "compile_step", compiled)
+    return seen
+
+
+def stop_after(monkeypatch, steps):
+    """Lets a run believe after that many steps that a signal has come."""
+    polls = iter(range(1000))
+    monkeypatch.setattr(loop.Stop, "agreed", lambda self: next(polls) == steps)

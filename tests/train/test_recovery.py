@@ -3,8 +3,6 @@
 import json
 import logging
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +12,6 @@ from molmoact2_jax.checkpoint import orbax, runs
 from molmoact2_jax.cli import main
 from molmoact2_jax.cli import train as command
 from molmoact2_jax.data import quarantine
-from molmoact2_jax.parallel import mesh as meshes
-from molmoact2_jax.train import loop, step
 from tests.train import drawer
 
 
@@ -26,25 +22,8 @@ def dataset(tmp_path):
 
 @pytest.fixture(autouse=True)
 def seen(monkeypatch):
-    """Replaces the step by one that only counts, on one device, and returns the list of rows that it is given."""
-    build, rows_seen = meshes.build, []
-    monkeypatch.setattr(meshes, "build", lambda cfg, devices=None: build(cfg, devices or jax.devices()[:1]))
-
-    def compiled(cfg, placed, mesh):
-        def count(state, rows):
-            rows_seen.append(np.asarray(rows.tokens).tolist())
-            state = state._replace(optimizer=state.optimizer._replace(step=state.optimizer.step + 1))
-            return state, {"loss": jnp.float32(len(rows_seen))}
-
-        return count
-
-    monkeypatch.setattr(step, "compile_step", compiled)
-    return rows_seen
-
-
-def stop_after(monkeypatch, steps):
-    polls = iter(range(100))
-    monkeypatch.setattr(loop.Stop, "agreed", lambda self: next(polls) == steps)
+    drawer.on_one_device(monkeypatch)
+    return drawer.count_steps(monkeypatch)
 
 
 def full(monkeypatch, *steps):
@@ -68,7 +47,7 @@ def test_a_full_disk_costs_a_checkpoint_and_no_run(tmp_path, dataset, golden, mo
 
 
 def test_a_save_that_failed_is_made_up_for_when_the_run_is_stopped(tmp_path, dataset, golden, monkeypatch):
-    stop_after(monkeypatch, 3)
+    drawer.stop_after(monkeypatch, 3)
     save, failures = orbax.Checkpoints.save, []
 
     def first_fails(self, number, *rest):
@@ -101,7 +80,7 @@ def test_a_damaged_latest_checkpoint_falls_back_and_repeats_the_same_rows(
     whole = seen.copy()
     seen.clear()
     with monkeypatch.context() as patch:
-        stop_after(patch, 5)
+        drawer.stop_after(patch, 5)
         command.train(drawer.table(tmp_path / "run", dataset, golden))
     for file in (tmp_path / "run" / "checkpoints" / "5" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:10])
@@ -128,7 +107,7 @@ def test_damaged_samples_are_listed_in_the_run_and_the_next_run_leaves_them_out(
     spoil(dataset, 20)
     made = drawer.table(tmp_path / "run", dataset, golden, steps=6)
     with monkeypatch.context() as patch:
-        stop_after(patch, 3)
+        drawer.stop_after(patch, 3)
         command.train(made)
     with caplog.at_level(logging.WARNING, logger="molmoact2_jax"):
         assert command.train(made) == "finished"
