@@ -93,6 +93,7 @@ class Run:
             recipe=recipe.to_json(self.recipe), version=importlib.metadata.version("molmoact2-jax"),
             data=dict(data_digest),
         )  # fmt: skip
+        self._passes = flops.passes(made.shapes, made.trained)
         self._window, self._aside, self._latest = metrics.Window(), metrics.Window(), dict[str, float]()
 
     def train(self) -> str:
@@ -185,7 +186,8 @@ class Run:
         """Keeps the values of a step; those of multimodal steps apart where steps take turns."""
         tokens = float((batch.segments >= 0).sum()) * jax.process_count()
         loss_tokens = float((batch.weights > 0).sum()) * jax.process_count()
-        shared = {"data_wait_seconds": waited, "tokens": tokens, "loss_tokens": loss_tokens}
+        done = self._flops(batch, loss_tokens)
+        shared = {"data_wait_seconds": waited, "tokens": tokens, "loss_tokens": loss_tokens, "flops": done}
         if stream == "vlm" and self.recipe.data.robots:
             self._window.add(shared)
             self._aside.add(values)
@@ -206,7 +208,8 @@ class Run:
     def _report(self, number: int, line: progress.Progress, writer: writers.Writer, compiled: Any) -> None:
         values = self._window.report()
         values |= {f"vlm/{name}": value for name, value in self._aside.report().items() if name != "step_seconds"}
-        values |= self._rates(values) | metrics.memory()
+        done = values.pop("flops")
+        values |= metrics.throughput(values["step_seconds"], values["tokens"], done, jax.devices()) | metrics.memory()
         values |= {"compile_seconds": compiled.seconds, "compilations": sum(compiled.counts.values())}
         values |= {f"fill/{name}": part for name, part in self.loader.report.fill().items()}
         values["quarantined"] = len(self.loader.report.quarantined)
@@ -217,17 +220,15 @@ class Run:
         shown = ("loss", "loss/language", "loss/flow", "vlm/loss", "step_seconds", "mfu", "data_wait_seconds")
         _log.info("%s", line.line(number, {name: values[name] for name in shown if name in values}))
 
-    def _rates(self, window: Mapping[str, float]) -> dict[str, float]:
-        """Throughput of the rows as they are computed, padding included in FLOPs and not in tokens."""
-        data, cfg, rows = self.recipe.data, self.made.model, self.recipe.batch_size
-        pooled = -((-cfg.vit.grid // 2) ** 2)
+    def _flops(self, batch: Batch, loss_tokens: float) -> float:
+        """Returns the FLOPs of a step over the rows as they are computed, padding included."""
+        rows = self.recipe.batch_size
         work = flops.Work(
-            tokens=data.tokens, crops=data.crops, image_tokens=data.crops * pooled,
-            loss_tokens=round(window["loss_tokens"] / rows),
-            chunks=data.chunks if cfg.expert else 0, samples=self.recipe.loss.num_samples, horizon=cfg.max_horizon,
+            tokens=batch.tokens.shape[1], crops=batch.crops.shape[1], image_tokens=batch.pooling.shape[1],
+            loss_tokens=round(loss_tokens / rows), chunks=batch.actions.shape[1],
+            samples=self.recipe.loss.num_samples, horizon=batch.actions.shape[2],
         )  # fmt: skip
-        total = flops.step(cfg, work, rows, flops.passes(self.made.shapes, self.made.trained))["total"]
-        return metrics.throughput(window["step_seconds"], window["tokens"], total, jax.devices())
+        return flops.step(self.made.model, work, rows, self._passes)["total"]
 
     def _evaluate(self, state: step.State, number: int, writer: writers.Writer) -> None:
         if not self.recipe.evaluate.every:
