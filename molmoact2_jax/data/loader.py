@@ -22,7 +22,7 @@ from molmoact2_jax.data.stream import Stream
 logger = logging.getLogger(__name__)
 
 
-class DamageError(RuntimeError):
+class DamageError(ValueError):
     """More samples are damaged than the run tolerates."""
 
 
@@ -112,12 +112,13 @@ class Loader:
 
         Raises:
           DamageError: too many samples are damaged.
-          RuntimeError: a worker died, or nothing can be planned.
+          ValueError: nothing can be planned.
+          ChildProcessError: a worker died.
         """
         try:
             planned, made = self._advance()
         except process.BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "loader: a worker process died, perhaps killed for its memory. Use fewer workers or prefetched batches."
             ) from error
         self._account(planned, made)

@@ -94,7 +94,7 @@ class RowPlanner:
         """Returns the next row.
 
         Raises:
-          RuntimeError: `MAX_SKIPS` examples in a row could not be used.
+          ValueError: `MAX_SKIPS` examples in a row could not be used.
         """
         unused = 0
         while unused < MAX_SKIPS:
@@ -102,7 +102,7 @@ class RowPlanner:
             unused = 0 if meta else unused + 1
             if meta and (row := self._packer.add(meta)):
                 return row
-        raise RuntimeError(
+        raise ValueError(
             f"planning: {MAX_SKIPS} examples in succession were left out ({dict(self.tally.skipped)}, "
             f"{len(self.tally.damage)} damaged), limits {self.stream.shape.limits}. Raise the limits or check the data."
         )

@@ -89,3 +89,13 @@ def test_a_run_whose_checkpoint_is_of_another_model_is_refused(refused, tmp_path
         checkpoints.save(1, orbax.Saved(arrays, arrays, {}, {}))
     assert "checkpoints/1" in (line := refused()) and "another" in line
     assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
+
+
+def test_rows_that_hold_no_example_are_refused_with_the_reason(refused, dataset):
+    line = refused(data=dict(robots=({"path": str(dataset), "tag": "libero"},), tokens=16))
+    assert "1000 examples in succession were left out ({'tokens over the limit': 1000}" in line
+
+
+def test_a_path_that_is_no_dataset_is_refused(refused, tmp_path):
+    line = refused(data=dict(robots=({"path": str(tmp_path / "nothing"), "tag": "libero"},), tokens=16))
+    assert str(tmp_path / "nothing") in line
