@@ -1,5 +1,6 @@
 import dataclasses
 import string
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,7 +47,19 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_two_hundred_calls_after_warming_compile_nothing_and_equal_unpadded_ones(policy, compilations):
+class Stream(NamedTuple):
+    """What 200 random calls gave, and the programs and compilations before and after them."""
+
+    calls: list
+    noise: np.ndarray
+    trajectories: list
+    lengths: list
+    before: tuple
+    after: tuple
+
+
+@pytest.fixture(scope="module")
+def stream(policy, compilations):
     warmed = policy.warm("libero", max_task_tokens=128)
     assert warmed == policy.compilations > 1
     policy.predict_actions([observation(0)], noise=[None])
@@ -54,11 +67,25 @@ def test_two_hundred_calls_after_warming_compile_nothing_and_equal_unpadded_ones
     calls = [observation(seed) for seed in range(NUM_CALLS)]
     noise = np.random.default_rng(7).normal(size=(NUM_CALLS, 10, 32)).astype(np.float32)
     outs = [policy.predict_actions([one], noise=[n])[0] for one, n in zip(calls, noise, strict=True)]
-    assert (policy.compilations, compilations.count) == before
+    after = policy.compilations, compilations.count
     lengths = [len(row(policy, one).tokens) for one in calls]
-    assert len({observe.bucket(n) for n in lengths}) > 3
-    for i in unpadded_sample(lengths):
-        close(outs[i].trajectory, unpadded(policy, calls[i], noise[i]))
+    return Stream(calls, noise, [out.trajectory for out in outs], lengths, before, after)
+
+
+def test_two_hundred_calls_of_many_lengths_compile_nothing_after_warming(stream):
+    assert stream.after == stream.before
+    assert len({observe.bucket(n) for n in stream.lengths}) > 3
+
+
+def test_padding_changes_nothing(policy, stream):
+    for i in unpadded_sample(stream.lengths):
+        close(stream.trajectories[i], unpadded(policy, stream.calls[i], stream.noise[i]))
+
+
+@pytest.mark.slow
+def test_padding_changes_none_of_two_hundred_calls(policy, stream):
+    for one, noise, trajectory in zip(stream.calls, stream.noise, stream.trajectories, strict=True):
+        close(trajectory, unpadded(policy, one, noise))
 
 
 def row(policy, one):
