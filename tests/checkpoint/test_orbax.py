@@ -36,7 +36,7 @@ def contents(seed=0, **meta):
 
 def targets(cfg=None):
     saved, built = contents(), mesh.build(cfg or mesh.MeshConfig())
-    words = WORDS | {"expert": lora.attach_words({"up": ("embed", "mlp")}, lora.LoRAConfig("up", rank=2, alpha=1.0))}
+    words = WORDS | {"expert": lora.attach_words({"up": ("embed", "mlp")}, lora.LoRAConfig("up", 2, 1.0, dropout=0.0))}
     placed = partition.shardings(saved.params, words, built)
     followed = partition.follow(saved.optimizer, saved.params, placed, built)
     return partition.targets(saved.params, placed), partition.targets(saved.optimizer, followed)
