@@ -15,6 +15,8 @@ from molmoact2_jax.cli import train as command
 from molmoact2_jax.train import loop, recipe
 from tests.train import drawer
 
+SOURCE = "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({!r})\n"
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
@@ -99,9 +101,8 @@ def test_low_rank_training_leaves_the_base_and_merges(tmp_path, dataset, golden)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_forty_steps_killed_at_random_end_bit_equal(tmp_path, dataset, golden, how):
     config = tmp_path / "config.py"
-    source = "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({!r})\n"
     made = drawer.table("RUN", dataset, golden, steps=40, save=dict(every=4), log=dict(every=1))
-    config.write_text(source.format(made))
+    config.write_text(SOURCE.format(made))
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | dict(MOLMOACT2_CACHE=str(tmp_path / "cache"))
 
     def start(name):
@@ -125,3 +126,28 @@ def test_forty_steps_killed_at_random_end_bit_equal(tmp_path, dataset, golden, h
 
 def _steps(lines):
     return len(lines.read_text().splitlines()) if lines.exists() else 0
+
+
+PROCESS = """
+import sys
+from molmoact2_jax.cli import main
+sys.exit(main.main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_two_processes_ends_where_one_would(
+    tmp_path, dataset, golden, monkeypatch, run_processes
+):
+    made = drawer.table(tmp_path / "whole", dataset, golden, steps=40, save=dict(every=100))
+    assert command.train(made) == "finished"
+    parts = made | dict(run_dir=str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        drawer.stop_after(patch, 15)
+        assert command.train(parts).startswith("stopped")
+    config = tmp_path / "config.py"
+    config.write_text(SOURCE.format(parts | dict(mesh=dict(data=1, fsdp=2, tensor=1))))
+    printed = run_processes(PROCESS, f"--config={config}", num_processes=2, num_devices=1, timeout=900)
+    assert [text.split()[-1] for text in printed] == ["finished"] * 2
+    for a, b in zip(leaves(tmp_path / "whole"), leaves(tmp_path / "parts"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
