@@ -63,6 +63,17 @@ def test_numbers_are_those_of_the_same_network_in_pytorch(golden):
     np.testing.assert_allclose(decoded[:, ::9, ::7], archive["decoded"], atol=tolerance, rtol=0)
 
 
+def test_residual_blocks_start_as_the_identity():
+    params = depth_vq.init(SMALL, jax.random.key(0))
+    depth = jnp.asarray(np.random.default_rng(8).normal(size=(1, 32, 32, 1)), jnp.float32)
+    codes = jnp.arange(16)[None] % 8
+    params[depth_vq.CODEBOOK] = jax.random.normal(jax.random.key(1), (8, 16))
+    other = {name: value + 1 if ".net.0." in name or ".net.2." in name else value for name, value in params.items()}
+    assert sum(not np.array_equal(params[name], other[name]) for name in params) == 8
+    np.testing.assert_array_equal(depth_vq.embed(SMALL, params, depth), depth_vq.embed(SMALL, other, depth))
+    np.testing.assert_array_equal(depth_vq.decode(SMALL, params, codes), depth_vq.decode(SMALL, other, codes))
+
+
 def test_a_code_vector_is_its_own_nearest_and_ties_take_the_lower_code():
     book = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     book[5] = book[2]
