@@ -1,8 +1,10 @@
 import json
+import runpy
 
 import pytest
 
-from molmoact2_jax.cli import main, plan
+from molmoact2_jax.cli import main, plan, recipe_flags
+from molmoact2_jax.train import recipe
 
 RECIPE = ["plan", "--config=configs/tiny.py"]
 
@@ -43,11 +45,37 @@ def test_a_topology_is_a_known_device_and_counts(text):
         plan.parse_topology(text)
 
 
+def test_a_field_that_the_recipe_leaves_out_can_be_set(golden, monkeypatch):
+    monkeypatch.chdir(golden.parents[1])
+    words = ["--config=configs/tiny.py", "--config.seed=5", "--config.loss.unroll=true", "--config.log.wandb=mine"]
+    made = recipe.build(recipe_flags.parse("train", words, lambda values: None)["config"].value.to_dict())
+    assert made.seed == 5 and made.loss.unroll and made.log.wandb == "mine" and made.lora is None
+    plain = recipe_flags.parse("train", words[:1], lambda values: None)["config"].value.to_dict()
+    assert recipe.build(plain) == recipe.build(runpy.run_path("configs/tiny.py")["get_config"]().to_dict())
+
+
+@pytest.mark.parametrize(("command", "flag"), [("plan", "--topology"), ("train", "--[no]changed")])
+def test_help_names_the_fields_and_the_flags(command, flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main([command, "--help"])
+    out = capsys.readouterr().out
+    assert (
+        stopped.value.code == 0 and f"molmoact2 {command} --config=FILE" in out and "optimizer" in out and flag in out
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["plan"], "no --config"),
-        ([*RECIPE, "--config.stepz=3"], "stepz"),
+        (["plan", "--config=configs/none.py"], "no file 'configs/none.py'"),
+        ([*RECIPE, "--config.stepz=3"], "no key 'stepz' in a recipe. Did you mean \"steps\""),
+        (
+            [*RECIPE, "--config.optimizer.peak_rate.vit=3"],
+            "no key 'peak_rate' in a recipe. Did you mean \"peak_rates\"",
+        ),
+        ([*RECIPE, "--config.steps=many"], "--config.steps=many"),
+        ([*RECIPE, "steps=3"], "'steps=3', expected flags alone"),
         ([*RECIPE, "--topology=cpu:3"], "rows"),
         ([*RECIPE, "--config.model.init_from=nowhere"], "no directory"),
     ],
