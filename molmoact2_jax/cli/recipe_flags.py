@@ -61,8 +61,8 @@ def _help(command: str, values: Any) -> str:
     names = ", ".join(field.name for field in dataclasses.fields(recipe.TrainConfig))
     return (
         f"usage: molmoact2 {command} --config=FILE[:NAME] [--config.KEY=VALUE ...] [FLAG ...]\n\n"
-        "FILE is a recipe: one of configs/, whose first lines say what they need, or your own. Every field of it can be\n"
-        "set: --config.steps=100 --config.loss.num_samples=4 '--config.data.robots[0].path=DIR'\n"
+        "FILE is a recipe: one of configs/, whose first lines say what they need, or your own. Every field of it can\n"
+        "be set: --config.steps=100 --config.loss.num_samples=4 '--config.data.robots[0].path=DIR'\n"
         f"fields: {names}\n(molmoact2_jax/train/recipe.py says what they mean)\n{values.get_help()}"
     )
 
