@@ -1,9 +1,12 @@
 """What `molmoact2 train` says about bad input: an error in words, before anything is compiled."""
 
+import logging
+
 import ml_collections
 import numpy as np
 import pytest
 
+import molmoact2_jax
 from molmoact2_jax.checkpoint import orbax
 from molmoact2_jax.cli import main
 from molmoact2_jax.data import lerobot_write
@@ -26,6 +29,16 @@ def dataset(tmp_path_factory):
         writer.add(frame, task="wait")
     writer.end_episode()
     return writer.finalize()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The command logs to the standard error of its process, here that of one test."""
+    root, ours = logging.getLogger(), logging.getLogger(molmoact2_jax.__name__)
+    handlers, level = root.handlers[:], ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
 
 
 @pytest.fixture
