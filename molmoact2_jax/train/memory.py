@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from molmoact2_jax.config import ConnectorConfig, ExpertConfig, LLMConfig, ModelConfig, ViTConfig
-from molmoact2_jax.nn.lora import LoRAConfig
+from molmoact2_jax.nn.lora import LoRA, LoRAConfig
 from molmoact2_jax.parallel import partition
 from molmoact2_jax.train import flops, losses, setup, step
 from molmoact2_jax.train.recipe import DataConfig, TrainConfig
@@ -110,6 +110,7 @@ def model(made: setup.Setup) -> dict[str, int]:
 
         saved    b L (s carry + s products with "dots", or + s everything + 8 scores with "none")
         working  b (s everything / 2 + 13 scores)        the largest tower's
+                 + b (s + 16) inputs                     of a decoder block's low-rank changes, where they have dropout
 
     because three arrays of attention weights in float32 and a mask of bytes meet in the backward pass, with what the
     attention half of a block makes; with s < 4 a copy of the weights in s bytes joins both. A tower without a gradient
@@ -132,7 +133,7 @@ def model(made: setup.Setup) -> dict[str, int]:
         "gradients": train * (2 if recipe.accumulation > 1 else 1),
         "compute copies": train // 2 + gathered,
         "saved activations": num_rows * saved,
-        "working set": num_rows * working,
+        "working set": num_rows * (working + (16 + size) * _dropped(made, row)),
         "logits": 2 * F32 * num_rows * recipe.loss.head_chunk * cfg.llm.vocab_size // tensor + F32 * head * sharded,
         "batch": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(rows(cfg, recipe.data, num_rows))),
     }
@@ -156,6 +157,14 @@ def _activations(made: setup.Setup, row: flops.Work, tensor: int, size: int) -> 
             kept += tower.layers * (more + (2 * F32 + copy) * tower.scores * (policy == "none"))
     scores = {name: (3 if name in moving else 2) * F32 + 1 + copy for name in towers}
     return kept, max(size * t.everything // 2 + scores[name] * t.scores for name, (t, _) in towers.items())
+
+
+def _dropped(made: setup.Setup, row: flops.Work) -> int:
+    """Elements of a decoder block's inputs that are drawn random numbers for: counters, bits and what they make."""
+    if made.recipe.lora is None or not made.recipe.lora.dropout:
+        return 0
+    nodes = jax.tree.leaves(made.shapes["llm"]["blocks"], is_leaf=lambda node: isinstance(node, LoRA))
+    return row.tokens * sum(node.down.shape[-2] for node in nodes if isinstance(node, LoRA))
 
 
 def _layer(made: setup.Setup) -> int:
