@@ -10,7 +10,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.run_dir = "out/quickstart/run"
-    config.steps = 6_000
+    config.steps = 4_500
     config.batch_size = 32
     config.dtype = "float32"  # a CPU computes bfloat16 more slowly
     config.model = dict(sizes="out/quickstart/model")  # written by `molmoact2 init`; no weights to start from
@@ -43,8 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.augment = "none"
     config.seed = 6198
-    config.save = dict(every=1_000, keep=dict(latest=2))
+    config.save = dict(every=500, keep=dict(latest=2))
     config.log = dict(every=50)
-    config.evaluate = dict(every=1_000, batches=4, episodes=6)
+    config.evaluate = dict(every=500, batches=4, episodes=6)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     return config
