@@ -10,11 +10,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One device can wait in several collectives at once, each on a thread of a pool as large as the machine has cores (at
 # least one per device): with eight devices on two cores all threads can end up waiting for one that gets none.
 os.environ.setdefault("PJRT_NPROC", "64")
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    # The tests compile far longer than they compute.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+FLAGS = {
+    "xla_backend_optimization_level": 0,  # the tests compile far longer than they compute
+    "xla_force_host_platform_device_count": 8,
+    "xla_cpu_parallel_codegen_split_count": 8,  # else one part per thread, which a cached program is put together from
+}
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [given, *(f"--{name}={value}" for name, value in FLAGS.items() if name not in given)]
+)
 
 import pytest
 
