@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One device can wait in several collectives at once, each on a thread of a pool as large as the machine has cores (at
 # least one per device): with eight devices on two cores all threads can end up waiting for one that gets none.
@@ -19,8 +21,6 @@ given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
     [given, *(f"--{name}={value}" for name, value in FLAGS.items() if name not in given)]
 )
-
-import pytest
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
