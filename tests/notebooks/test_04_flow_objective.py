@@ -1,19 +1,11 @@
-import pathlib
 import re
 
-import nbclient
-import nbformat
 import pytest
-
-PATH = pathlib.Path(__file__).parents[2] / "notebooks" / "04_flow_objective.ipynb"
 
 
 @pytest.fixture(scope="module")
-def shown():
-    notebook = nbformat.read(PATH, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(PATH.parent)}})
-    outputs = [output for cell in client.execute().cells for output in cell.get("outputs", ())]
-    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+def shown(execute):
+    return execute("04_flow_objective").text
 
 
 def number(pattern, text):
@@ -37,8 +29,3 @@ def test_euler_is_of_first_order_and_the_others_of_second(shown):
 def test_objectives_of_the_registry_train_a_field_that_leads_to_the_data(shown):
     best, released, own = (int(share) for share in re.findall(r"(\d+)% of the points end in a cluster", shown))
     assert best > 95 and released > 70 and own > 40
-
-
-def test_the_notebook_is_stored_without_outputs():
-    notebook = nbformat.read(PATH, as_version=4)
-    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)

@@ -1,27 +1,15 @@
-import pathlib
 import re
 
-import nbclient
-import nbformat
 import pytest
-
-PATH = pathlib.Path(__file__).parents[2] / "notebooks" / "05_think.ipynb"
 
 
 @pytest.fixture(scope="module")
-def executed():
-    notebook = nbformat.read(PATH, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(PATH.parent)}})
-    return client.execute()
-
-
-def texts(notebook):
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+def executed(execute):
+    return execute("05_think")
 
 
 def test_the_codec_beats_the_mean_of_each_cell_with_most_of_its_codes(executed):
-    shown = texts(executed)
+    shown = executed.text
     used = int(re.search(r"(\d+)% of the codes used", shown)[1])
     error, pooled = map(float, re.search(r"squared error ([\d.]+), of the mean of each cell ([\d.]+)", shown).groups())
     assert used >= 80
@@ -29,7 +17,7 @@ def test_the_codec_beats_the_mean_of_each_cell_with_most_of_its_codes(executed):
 
 
 def test_the_episode_compiles_once_and_its_codes_are_the_released_ones(executed):
-    shown = texts(executed)
+    shown = executed.text
     assert "call 0: 100 cells changed" in shown and "compiled after the first call: 0" in shown
     calls = re.findall(r"call \d: +(\d+) cells changed, +(\d+) passes", shown)
     assert len(calls) == 5 and all(0 < int(changed) < 30 for changed, _ in calls[1:])
@@ -39,17 +27,11 @@ def test_the_episode_compiles_once_and_its_codes_are_the_released_ones(executed)
 
 
 def test_all_ways_of_decoding_are_timed_and_an_ended_episode_refuses_calls(executed):
-    shown = texts(executed)
+    shown = executed.text
     passes = dict(re.findall(r"^(full|adaptive, [a-z ]+?) +(\d+) passes", shown, re.MULTILINE))
     assert passes["full"] == "102" and passes["adaptive, none changed"] == "1"
     assert "episode: has ended" in shown
 
 
 def test_the_drawings_are_pictures(executed):
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
-    assert sum("image/png" in output.get("data", ()) for output in outputs) == 3
-
-
-def test_the_notebook_is_stored_without_outputs():
-    notebook = nbformat.read(PATH, as_version=4)
-    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
+    assert executed.pictures == 3
