@@ -25,6 +25,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_end_with_their_file():
+    """Compiled programs of all files together would need more memory maps than a process may have."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden() -> pathlib.Path:
     """Directory of the golden archives: tiny, tiny_think, tiny_think_random."""
