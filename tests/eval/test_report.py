@@ -201,11 +201,14 @@ def test_a_part_that_is_interrupted_saves_before_it_ends_and_is_recorded(tmp_pat
     part = "trap 'sleep 0.5; exit 7' INT TERM; touch ready; while :; do sleep 0.02; done"
     words = [sys.executable, "-m", "molmoact2_jax.eval.timings", "timings.jsonl", "train", "sh", "-c", part]
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    process = subprocess.Popen(words, cwd=tmp_path, start_new_session=True, env=environment)
+    process = subprocess.Popen(
+        words, cwd=tmp_path, start_new_session=True, env=environment,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell ignores SIGINT in what it runs behind itself
+    )  # fmt: skip
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
     os.killpg(process.pid, number)
-    assert process.wait() == 7
+    assert process.wait(timeout=60) == 7
     assert timings.read(tmp_path / "timings.jsonl")["train"]["seconds"] >= 0.5
 
 
