@@ -203,7 +203,7 @@ def test_a_part_that_is_interrupted_saves_before_it_ends_and_is_recorded(tmp_pat
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     process = subprocess.Popen(
         words, cwd=tmp_path, start_new_session=True, env=environment,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell ignores SIGINT in what it runs behind itself
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # ignored in what a shell runs behind itself
     )  # fmt: skip
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
