@@ -4,7 +4,6 @@ molmoact2 train --config=configs/er_stage1.py --config.model.init_from=CHECKPOIN
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -14,7 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 64  # rows; 4 on each of 16 devices (training.md 1.1)
     config.model = dict(
         init_from="checkpoints/Molmo2-4B",
-        sizes=config_dict.placeholder(str),  # None: those of init_from; "4b" plans without the weights
         overrides=dict(expert=None),
     )
     config.data = dict(

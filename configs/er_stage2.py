@@ -4,7 +4,6 @@ molmoact2 train --config=configs/er_stage2.py --config.model.init_from=CHECKPOIN
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -14,7 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 16  # rows; 1 on each of 16 devices; the whole is not stated (training.md 8, 7)
     config.model = dict(
         init_from="runs/er_stage1",
-        sizes=config_dict.placeholder(str),  # None: those of init_from; "4b" plans without the weights
         overrides=dict(expert=None),
     )
     config.data = dict(

@@ -4,7 +4,6 @@ molmoact2 train --config=configs/expert_only.py --config.model.init_from=CHECKPO
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -14,7 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 16  # rows; 16-32 are advised below 200 demonstrations (training.md 6)
     config.model = dict(
         init_from="checkpoints/MolmoAct2",
-        sizes=config_dict.placeholder(str),  # None: those of init_from; "4b" plans without the weights
     )
     config.data = dict(
         robots=(dict(path="data/mine", tag="mine", meaning=""),),  # meaning: explains the columns, if the tag does not

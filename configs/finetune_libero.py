@@ -4,7 +4,6 @@ molmoact2 train --config=configs/finetune_libero.py --config.model.init_from=CHE
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -14,7 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 64  # rows; 2 on each of 32 devices (training.md 1.1)
     config.model = dict(
         init_from="checkpoints/MolmoAct2",  # the released post-trained model
-        sizes=config_dict.placeholder(str),  # None: those of init_from; "4b" plans without the weights
     )
     config.data = dict(
         robots=(dict(path="data/libero", tag="libero"),),

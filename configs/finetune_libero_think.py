@@ -5,7 +5,6 @@ molmoact2 train --config=configs/finetune_libero_think.py:ABLATION --config.mode
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 ABLATIONS = {  # paper Table 13; the whole recipe reaches 98.1 (training.md 9)
     "": dict(noise=True, gate=True, mixing=True),
@@ -26,7 +25,6 @@ def get_config(ablation: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 64  # rows; 2 on each of 32 devices (training.md 1.1)
     config.model = dict(
         init_from="checkpoints/MolmoAct2-Think",  # the post-trained Think model, which has no gate
-        sizes=config_dict.placeholder(str),  # None: those of init_from; "4b" plans without the weights
         overrides=dict(
             depth_reasoning=True,
             gate="per_layer" if has["gate"] else None,  # starts at bias -4, weight 0 (training.md 1.7)

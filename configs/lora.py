@@ -5,7 +5,6 @@ molmoact2 export runs/lora --to DIR --merge-lora
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -16,7 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulation = 1
     config.model = dict(
         init_from="checkpoints/MolmoAct2",
-        sizes=config_dict.placeholder(str),  # None: those of init_from; "4b" plans without the weights
     )
     config.data = dict(
         robots=(dict(path="data/mine", tag="mine", meaning=""),),  # meaning: explains the columns, if the tag does not

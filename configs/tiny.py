@@ -4,7 +4,6 @@ molmoact2 train --config=configs/tiny.py --config.data.robots[0].path=DIR --conf
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -15,8 +14,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.dtype = "float32"  # a CPU computes bfloat16 more slowly
     config.model = dict(
         init_from="tests/golden/tiny",  # 0.7 M weights in the released format
-        sizes=config_dict.placeholder(str),
-        side_files=config_dict.placeholder(str),  # None: those of init_from
     )
     config.data = dict(
         robots=(

@@ -35,6 +35,23 @@ def test_the_success_rates_are_those_of_the_result_files():
             assert table[row][column] == f"{control['successes']}/{control['episodes']}"
 
 
+def test_what_was_tried_before_is_counted_from_its_files():
+    development = ROOT / "results" / "quickstart" / "development"
+    found = {path.stem: json.loads(path.read_text())["success"] for path in development.glob("*.json")}
+    text = " ".join(README.split())
+    totals = [sum(found[f"steps_{steps}{part}"]["successes"] for part in "ab") for steps in (1, 2, 4, 10)]
+    assert "{}, {}, {} and {} of 240 episodes".format(*totals) in text
+    assert f"({found['earlier_3000_steps']['rate']:.0%} and {found['earlier_6000_steps']['rate']:.0%}," in text
+
+
+def test_the_time_is_that_of_the_first_pass_over_all_parts():
+    lines = (ROOT / "results" / "quickstart" / "seed_6198" / "timings.jsonl").read_text().splitlines()
+    first: dict[str, float] = {}
+    for line in map(json.loads, lines):
+        first.setdefault(line["part"], line["seconds"])
+    assert f"{sum(first.values()) / 60:.0f} minutes with a test suite running beside it" in " ".join(README.split())
+
+
 def test_pictures_and_files_that_it_links_are_there():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
