@@ -1,6 +1,6 @@
 """The global stream of training rows, planned without pixels and the same on every process.
 
-A position in it is small: how far the draws have come, and which examples wait in the packer.
+A position in it is small: how far the draws have come, how many rows were made, and which examples wait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from molmoact2_jax.data import mixture, pack
 from molmoact2_jax.data.source import SampleError
 from molmoact2_jax.data.stream import Stream
 
-VERSION = 1
+VERSION = 2
 MAX_SKIPS = 1000  # examples skipped one after another before something must be wrong
 
 
@@ -67,7 +67,8 @@ class RowPlanner:
 
     def state(self) -> dict[str, Any]:
         waiting = [list(dataclasses.astuple(meta)) for meta in self._packer.waiting]
-        return {"position": self._draws.position, "waiting": waiting, "identity": self._identity}
+        rows, position = self._packer.rows, self._draws.position
+        return {"position": position, "waiting": waiting, "rows": rows, "identity": self._identity}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes to a position that `state` returned.
@@ -88,7 +89,7 @@ class RowPlanner:
             )
         self._draws.seek(state["position"])
         waiting = [pack.Meta(*sizes) for sizes in state["waiting"]]
-        self._packer = pack.Packer(self.stream.shape.limits, self.stream.buffer, waiting)
+        self._packer = pack.Packer(self.stream.shape.limits, self.stream.buffer, waiting, state["rows"])
 
     def __next__(self) -> pack.Row:
         """Returns the next row.
