@@ -7,7 +7,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from molmoact2_jax.data import checks, findings, picture_checks, quarantine, table
@@ -98,7 +98,7 @@ def examine(
     ledger = _Ledger(source, options.budget)
     ledger.add(found)
     episodes = []
-    for episode in _each(source, options):
+    for episode in _each(source, options, lost):
         episodes.append(episode)
         found += episode.found
         ledger.add(episode.found)
@@ -127,16 +127,21 @@ def _unreadable(source: EpisodeSource) -> Iterator[Finding]:
         yield Finding("error", "unreadable", problem.reason, problem.episode, problem.frame)
 
 
-def _each(source: EpisodeSource, options: Options) -> Iterator[_Episode]:
-    """Examines episodes in threads, a bounded number ahead, and yields them in order."""
+def _each(source: EpisodeSource, options: Options, lost: Collection[int]) -> Iterator[_Episode]:
+    """Examines episodes in threads, a bounded number ahead, and yields them in order; `lost` ones are left out."""
     usual = checks.scales(source)
     horizon = options.horizon or max(1, round(source.fps))
     positions = iter(range(source.num_episodes))
     with concurrent.futures.ThreadPoolExecutor(max(1, options.workers)) as pool:
 
+        def examine_one(position: int) -> _Episode:
+            if int(source.episode_ids[position]) in lost:
+                return _Episode(position, [], "", {})
+            return _episode(source, position, usual, horizon, options.every)
+
         def start(count: int) -> list[concurrent.futures.Future]:
             chosen = itertools.islice(positions, count)
-            return [pool.submit(_episode, source, p, usual, horizon, options.every) for p in chosen]
+            return [pool.submit(examine_one, p) for p in chosen]
 
         waiting = collections.deque(start(2 * max(1, options.workers)))
         try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from molmoact2_jax import batch, config
 from molmoact2_jax.data import pack
+from molmoact2_jax.data.source import SampleError
 from molmoact2_jax.text import tokenizer as tokenizer_lib
 
 
@@ -86,10 +87,14 @@ class Dataset(Protocol):
     Attributes:
       name: what reports call it, unique in a mixture.
       digest: hex identity of its content and of the options that shape its examples.
+      parts: what it was recorded in (episodes, records), those included that could not be read when it was opened.
+      problems: the latter, by name; no example is of them.
     """
 
     name: str
     digest: str
+    parts: int
+    problems: Sequence[SampleError]
 
     def __len__(self) -> int:
         """Returns the number of examples in an epoch."""

@@ -16,10 +16,15 @@ from typing import Any
 
 from molmoact2_jax import batch
 from molmoact2_jax.data import crew, pack, plan, rows
+from molmoact2_jax.data.example import Dataset
 from molmoact2_jax.data.source import SampleError
 from molmoact2_jax.data.stream import Stream
 
 logger = logging.getLogger(__name__)
+_REMEDY = (
+    "Run `molmoact2 data check DATASET --quarantine FILE` and give the file to the dataset (`quarantine`), repair the "
+    "files, or tolerate more (`max_damage`)."
+)
 
 
 class DamageError(ValueError):
@@ -35,7 +40,8 @@ class Options:
       process, processes: which share of them is ours: rows r with r mod processes == process.
       workers: processes that decode; 0 decodes in the caller, which is simplest to debug.
       prefetch: batches made ahead with workers, the bound on what waits in memory.
-      max_damage: share of damaged examples above which loading stops; `grace` of them are always tolerated.
+      max_damage: share of damaged examples above which loading stops; `grace` of them are always tolerated. Episodes
+        that could not even be opened count against the same share, without grace.
     """
 
     global_batch: int
@@ -65,7 +71,7 @@ class Report:
       skipped: sound examples that were left out, by reason.
       noted: examples used although something is remarkable about them.
       quarantined: damaged samples, {(dataset, episode, frame): reason}.
-      damaged: how often one was met while "planning" or "decoding".
+      damaged: how often one was met while "planning" or "decoding", or was lost when "opening" the data.
     """
 
     rows: int = 0
@@ -83,9 +89,21 @@ class Report:
         planning = self.damaged["planning"] / max(1, self.examples)
         return planning + self.damaged["decoding"] / max(1, self.decoded)
 
+    def met(self) -> int:
+        """Returns how often damaged examples were drawn."""
+        return self.damaged["planning"] + self.damaged["decoding"]
+
     def fill(self) -> dict[str, float]:
         """Returns the mean part of each limit that rows use."""
         return {name: total / max(1, self.rows) for name, total in self.filled.items()}
+
+    def scalars(self) -> dict[str, float]:
+        """Returns all of it as numbers with names: parts of limits, shares of rows, counts of examples."""
+        found = {f"fill/{name}": part for name, part in self.fill().items()}
+        found |= {f"bound/{name}": count / max(1, self.rows) for name, count in self.bounds.items()}
+        for kind in ("skipped", "noted", "damaged"):
+            found |= {f"{kind}/{reason}": float(count) for reason, count in getattr(self, kind).items()}
+        return found | {"quarantined": float(len(self.quarantined))}
 
 
 class Loader:
@@ -97,11 +115,17 @@ class Loader:
     """
 
     def __init__(self, streams: Mapping[str, Stream], options: Options, schedule: plan.Schedule | None = None):
+        """Makes a loader at the start of its streams.
+
+        Raises:
+          DamageError: too many episodes could not be read when the datasets were opened.
+        """
         self.report = Report()
         self._streams = dict(streams)
         self._schedule = schedule or plan.Schedule(tuple(streams))
         self._options = options
         self._crews: tuple[crew.Crew, crew.Crew] | None = None
+        self._note_unreadable([dataset for stream in streams.values() for dataset in stream.datasets])
         self._go_to(None)
 
     def __iter__(self) -> Loader:
@@ -198,16 +222,30 @@ class Loader:
         for error in (error for m in made for error in m.damage):
             self._quarantine(error, "decoding")
 
-    def _quarantine(self, error: SampleError, when: str) -> None:
-        report, options = self.report, self._options
-        report.damaged[when] += 1
-        sample = error.dataset, error.episode, error.frame
-        if sample not in report.quarantined:
-            report.quarantined[sample] = error.reason
-            logger.warning("quarantined: %s", error)
-        if report.damaged.total() > options.grace and report.damage() > options.max_damage:
+    def _note_unreadable(self, datasets: Sequence[Dataset]) -> None:
+        """Names the episodes that nobody can draw because opening them failed."""
+        lost = [problem for dataset in datasets for problem in dataset.problems]
+        for problem in lost:
+            self._name(problem, "opening")
+        parts = sum(dataset.parts for dataset in datasets)
+        if len(lost) > self._options.max_damage * parts:
             raise DamageError(
-                f"loader: {report.damaged.total()} damaged samples, {report.damage():.2%} of those met, tolerated are "
-                f"{options.grace} and {options.max_damage:.2%}; the last: {error}. Run `molmoact2 data check`, then "
-                "repair or quarantine them."
+                f"loader: {len(lost)} of {parts} episodes cannot be read, tolerated are "
+                f"{self._options.max_damage:.2%}; the first: {lost[0]}. {_REMEDY}"
+            )
+
+    def _name(self, error: SampleError, when: str) -> None:
+        self.report.damaged[when] += 1
+        sample = error.dataset, error.episode, error.frame
+        if sample not in self.report.quarantined:
+            self.report.quarantined[sample] = error.reason
+            logger.warning("quarantined: %s", error)
+
+    def _quarantine(self, error: SampleError, when: str) -> None:
+        self._name(error, when)
+        report, options = self.report, self._options
+        if report.met() > options.grace and report.damage() > options.max_damage:
+            raise DamageError(
+                f"loader: {report.met()} damaged samples, {report.damage():.2%} of those met, tolerated are "
+                f"{options.grace} and {options.max_damage:.2%}; the last: {error}. {_REMEDY}"
             )

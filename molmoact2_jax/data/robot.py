@@ -22,6 +22,7 @@ from molmoact2_jax.text import prompt
 
 FROZEN = "<ALL FROZEN FRAMES>"  # the annotator saw nothing move
 UNWRITABLE = "actions the codec cannot write"
+UNTOLD = "no instruction"
 RETRIES = 5  # frames drawn in place of a frozen episode's
 
 
@@ -51,7 +52,7 @@ class RobotDataset:
         Raises:
           ValueError: widths, horizon, cameras, or missing parts of the checkpoint; each in words.
         """
-        self.name = source.name
+        self.name, self.parts, self.problems = source.name, source.num_episodes, source.problems
         self._source, self._robot, self._encoding, self._options = source, robot, encoding, options
         robot_options.check(source, robot, encoding, options)
         sets = (robot.tag.cameras, robot.tag.alternative_cameras) if robot.tag.cameras else (source.cameras,)
@@ -88,7 +89,7 @@ class RobotDataset:
             num_crops=len(cameras),
             pictures=Pictures(episode, frame, cameras, (zlib.crc32(self.name.encode()), index, epoch)),
             chunk=targets.chunk,
-            note=targets.note,
+            note=targets.note or ("" if task.strip() else UNTOLD),
         )
 
     def pixels(self, example: Example) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,8 @@ class EpisodeSource(abc.ABC):
       episode_lengths: i64[E], frames.
       episode_starts: i64[E], row of the first frame of each episode.
       valid: bool[N], false on frames that the quarantine file names; nobody draws those.
-      problems: episodes that could not be read when the dataset was opened; their length is 0.
+      problems: episodes that could not be read when the dataset was opened, but for those that the quarantine file
+        names; their length is 0.
     """
 
     name: str
@@ -73,7 +74,7 @@ class EpisodeSource(abc.ABC):
     episode_lengths: np.ndarray
     episode_starts: np.ndarray
     valid: np.ndarray
-    problems: tuple[SampleError, ...]
+    problems: tuple[SampleError, ...] = ()
 
     @property
     def num_episodes(self) -> int:

@@ -82,9 +82,11 @@ class TableSource(EpisodeSource):
         self.episode_ids = layout.ids[chosen]
         self.episode_lengths = np.maximum(self._stored_lengths - sum(layout.trim), 0)
         self.episode_starts = np.cumsum(self.episode_lengths) - self.episode_lengths
-        damage = [(int(layout.ids[i]), layout.damage[int(i)]) for i in chosen if int(i) in layout.damage]
-        self.problems = tuple(SampleError(self.name, number, None, reason) for number, reason in damage)
         entries = quarantine.read(options.quarantine) if options.quarantine is not None else ()
+        known = {entry.episode for entry in entries if entry.dataset == self.name and entry.frame is None}
+        damage = [(int(layout.ids[i]), layout.damage[int(i)]) for i in chosen if int(i) in layout.damage]
+        fresh = [(number, reason) for number, reason in damage if number not in known]
+        self.problems = tuple(SampleError(self.name, number, None, reason) for number, reason in fresh)
         self.valid = quarantine.valid(entries, self.name, self.episode_ids, self.episode_lengths)
         self._columns, self._trim = columns, layout.trim
         self._files = options.files or open_files.OpenFiles()

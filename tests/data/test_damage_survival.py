@@ -69,9 +69,11 @@ def test_the_loader_goes_on_and_names_the_damage(name, kind, sound, tag, encodin
     assert sum(int((batch.chunk_example >= 0).sum()) for batch in batches) > BATCHES
 
     episode = damages.DAMAGES[name].episode
-    named = {number for _, number, _ in running.report.quarantined} | {p.episode for p in source.problems}
+    named = {number for _, number, _ in running.report.quarantined}
     assert episode in named or name in READABLE
     assert all(reason for reason in running.report.quarantined.values())
+    assert len(running.report.quarantined) <= running.report.damaged.total()
+    assert name not in ("absent language", "blank task") or running.report.noted["no instruction"]
 
     listed = tmp_path / "quarantine.jsonl"
     report = doctor.examine(source, doctor.Options(budget=1.0))
@@ -84,6 +86,22 @@ def test_the_loader_goes_on_and_names_the_damage(name, kind, sound, tag, encodin
         next(running)
     assert not running.report.damaged
     assert bool(running.report.skipped["quarantined"]) == (not healed.valid.all())
+
+
+def test_episodes_that_cannot_be_opened_count_before_the_first_batch(sound, tag, encoding, tmp_path, caplog):
+    directory = damages.hurt("missing shard", formats.RLDS, sound, tmp_path)
+    source = formats.open_source(formats.RLDS, directory)
+    with pytest.raises(loader.DamageError, match=r"1 of 4 episodes cannot be read, .*own, episode 0: .*--quarantine"):
+        loaded(source, tag, encoding)
+    assert "quarantined: own, episode 0" in caplog.text
+    running = loaded(source, tag, encoding, max_damage=0.25)
+    next(running)
+    assert set(running.report.quarantined) == {("own", 0, None)} and running.report.damaged == {"opening": 1}
+    listed = tmp_path / "quarantine.jsonl"
+    doctor.quarantine_new(listed, doctor.examine(source, doctor.Options(budget=1.0)))
+    known = formats.open_source(formats.RLDS, directory, listed)
+    assert not known.problems
+    next(loaded(known, tag, encoding, max_damage=0.0, grace=0))
 
 
 def test_the_loader_stops_over_its_budget_and_names_the_doctor(sound, tag, encoding, tmp_path):

@@ -20,6 +20,7 @@ class Toy:
     def __init__(self, name, length, chunk, torn=(), blind=(), skipped=()):
         self.name, self.digest, self._length, self._chunk = name, f"{name}-{length}", length, chunk
         self.torn, self.blind, self.skipped = set(torn), set(blind), set(skipped)
+        self.parts, self.problems = length, ()
 
     def __len__(self):
         return self._length
