@@ -94,7 +94,7 @@ class Dataset(Protocol):
     name: str
     digest: str
     parts: int
-    problems: Sequence[SampleError]
+    problems: tuple[SampleError, ...]
 
     def __len__(self) -> int:
         """Returns the number of examples in an epoch."""

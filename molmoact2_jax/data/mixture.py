@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -85,10 +85,26 @@ def weights(shares: Sequence[Share], group_rates: Mapping[str, float]) -> np.nda
     return result / result.sum()
 
 
-def blended(robot: Mapping[str, float], vlm: Mapping[str, float], vlm_rate: float = VLM_RATE) -> dict[str, float]:
-    """Returns the group rates of one stream that holds both kinds, as in pre-training."""
-    parts = ((1 - vlm_rate, robot), (vlm_rate, vlm))
-    return {group: part * rate / sum(rates.values()) for part, rates in parts for group, rate in rates.items()}
+def blended(
+    robot: Mapping[str, float], vlm: Mapping[str, float], groups: Collection[str], vlm_rate: float = VLM_RATE
+) -> dict[str, float]:
+    """Returns the group rates of one stream that holds both kinds, as in pre-training.
+
+    Args:
+      robot: rates of the tags against each other.
+      vlm: rates of the task families against each other.
+      groups: those of which there is a dataset. One that is absent leaves its part to others of its own kind, so that
+        robots and multimodal examples keep their shares; it is logged.
+      vlm_rate: share of multimodal examples.
+    """
+    rates: dict[str, float] = {}
+    for part, kind in ((1 - vlm_rate, robot), (vlm_rate, vlm)):
+        present = {group: rate for group, rate in kind.items() if group in groups}
+        for group, rate in kind.items():
+            if group not in present:
+                logger.warning("mixture: no dataset of group %s; others of its kind take over its %.4f", group, rate)
+        rates |= {group: part * rate / (sum(present.values()) or 1.0) for group, rate in present.items()}
+    return rates
 
 
 def stream_at(step: int, vlm_rate: float = VLM_RATE, seed: int = TRAINER_SEED) -> str:

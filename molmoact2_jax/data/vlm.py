@@ -90,7 +90,8 @@ class VlmDataset:
     """The records of one set."""
 
     def __init__(self, data: Set, encoding: Encoding, options: Options = Options()):
-        self.name, self.parts, self.problems = data.name, len(data.found), ()
+        self.name, self.parts = data.name, len(data.found)
+        self.problems: tuple[SampleError, ...] = ()  # records are read one by one
         self.digest = hashlib.sha256(repr((data.found.digest, options)).encode()).hexdigest()
         self._data, self._encoding, self._options = data, encoding, options
         self._decoders = video.Decoders()

@@ -207,9 +207,10 @@ def streams(
         return {"robot": robot_stream(cfg, data, sides, opened), "vlm": vlm_stream(cfg, data, sides)}
     datasets, shares, rates = _robots(cfg, data, sides, opened)
     found = vlm_registry.open_sets(data.vlm_root, sides.encoding, data.vlm_mixture)
-    both = mixture.blended(rates, found.rates, data.vlm_rate)
+    together = [*shares, *found.shares]
+    both = mixture.blended(rates, found.rates, {share.group for share in together}, data.vlm_rate)
     shape = row_shape(cfg, data, sides, data.tokens)
-    return {"robot": _stream([*datasets, *found.datasets], [*shares, *found.shares], both, shape, mixture.DATA_SEED)}
+    return {"robot": _stream([*datasets, *found.datasets], together, both, shape, mixture.DATA_SEED)}
 
 
 def _stream(

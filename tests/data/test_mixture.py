@@ -30,9 +30,20 @@ def test_size_factors_are_the_released_ones(factor, expected):
 
 
 def test_pre_training_gives_robots_nine_tenths():
-    rates = mixture.blended(mixture.ROBOT_RATES, {"qa": 3.0, "nlp": 1.0})
+    vlm = {"qa": 3.0, "nlp": 1.0}
+    rates = mixture.blended(mixture.ROBOT_RATES, vlm, [*mixture.ROBOT_RATES, *vlm])
     assert math.isclose(sum(rates.values()), 1)
     assert math.isclose(rates["franka_droid"], 0.27) and math.isclose(rates["qa"], 0.075)
+
+
+def test_robots_keep_nine_tenths_whichever_groups_are_absent(caplog):
+    shares = [mixture.Share("arm", "franka_droid", 10), mixture.Share("cups", "qa", 1000)]
+    rates = mixture.blended(mixture.ROBOT_RATES, {"qa": 1.0, "nlp": 9.0}, {share.group for share in shares})
+    np.testing.assert_allclose(mixture.weights(shares, rates), [0.9, 0.1])
+    assert "no dataset of group nlp" in caplog.text and "yam_dual_molmoact2" in caplog.text
+    strangers = [mixture.Share("arm", "own", 10), mixture.Share("cups", "qa", 5)]
+    with pytest.raises(ValueError, match="arm is of group 'own'"):
+        mixture.weights(strangers, mixture.blended({"other": 1.0}, {"qa": 1.0}, {"own", "qa"}))
 
 
 @pytest.mark.parametrize(
