@@ -95,6 +95,8 @@ def resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
       u8[size, size, 3].
     """
     height, width = (size, size) if isinstance(size, int) else size
+    if image.shape[:2] == (height, width):
+        return image.copy()  # all weights are 0 or 1: the same pixels, a hundred times as fast
     rows, cols = _axis(image.shape[0], height, 1), _axis(image.shape[1], width, 3)
     flat = image.reshape(image.shape[0], -1)
     result = np.empty((height, 3 * width), np.uint8)

@@ -20,6 +20,13 @@ def _encoder_input(pixels):
     return images.patchify(pixels, 14).astype(np.float32) / np.float32(255) * 2 - 1
 
 
+def test_a_picture_of_the_right_size_stays_as_it_is_and_is_not_shared():
+    picture = np.random.default_rng(1).integers(0, 256, (70, 70, 3), dtype=np.uint8)
+    kept = images.resize(picture, 70)
+    np.testing.assert_array_equal(kept, picture)
+    assert not np.shares_memory(kept, picture)
+
+
 def test_single_crops_of_the_cases_are_the_released_ones_to_the_bit(arrays):
     for case in range(3):
         expected = arrays[f"case{case}/in/pixel_values"]
