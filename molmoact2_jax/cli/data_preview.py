@@ -18,7 +18,9 @@ def register(subparsers: Any) -> None:
     """Adds the parser of the command."""
     parser = subparsers.add_parser("preview", description="Writes index.html, cameras.png and histograms.png.")
     dataset.add_arguments(parser)
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="where the page goes")
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help="where the page goes (default: out/preview/DATASET)"
+    )
     parser.add_argument("--episodes", type=int, default=4, help="how many to show (default: 4)")
     parser.add_argument(
         "--stats", type=pathlib.Path, metavar="FILE", help="norm_stats.json (default: the dataset's own)"
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Opens the dataset, finds its statistics, writes the page."""
     source = dataset.open_source(args, args.dataset)
     tag, mode = _statistics(args, source)
-    page = preview.write(source, args.out, tag, mode, args.episodes)
+    page = preview.write(source, args.out or pathlib.Path("out/preview", source.name), tag, mode, args.episodes)
     source.close()
     print(f"{source.name}: {source.num_episodes} episodes, {source.num_frames} frames; see {page}")
     return 0

@@ -21,12 +21,15 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--encoding", default="jpeg", choices=repack.ENCODINGS, help="of pictures (default: jpeg)")
     parser.add_argument("--size", metavar="HxW", help="resize as the model does, such as 378x378")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG (default: 95)")
+    parser.add_argument(
+        "--budget", type=float, default=0.01, help="part of the pictures that may be unreadable (default: 0.01)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="threads (default: 2)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Repacks with progress."""
-    plan = repack.Plan(encoding=args.encoding, size=_size(args.size), quality=args.quality)
+    plan = repack.Plan(encoding=args.encoding, size=_size(args.size), quality=args.quality, budget=args.budget)
     source = dataset.open_source(args, args.dataset)
     with meter.Meter(f"repacking {source.name}", "episodes") as progress:
         directory = repack.repack(source, args.out, plan, workers=args.workers, progress=progress)

@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Merges files, or measures datasets and compares them."""
     reports: Mapping[str, fit_report.FitReport] = {}
-    if all(spec.endswith(".json") for spec in args.dataset):
+    if _are_files(args.dataset):
         name, tag = args.tag or "", _merged(args)
     else:
         numbers = _numbers(args)
@@ -63,6 +63,13 @@ def run(args: argparse.Namespace) -> int:
             stats_table.show_fit(key, args.fit, report)
     dead = not args.allow_dead and any(normalize.dead_scales(getattr(tag, k), args.mode) for k in ("action", "state"))
     return int(dead or any(f.severity == "error" for report in reports.values() for f in report.findings))
+
+
+def _are_files(specs: Sequence[str]) -> bool:
+    files = [spec for spec in specs if spec.endswith(".json")]
+    if files and len(files) < len(specs):
+        raise ValueError(f"{files[0]}: statistics among datasets, expected either. Merge files apart from datasets.")
+    return bool(files)
 
 
 def _numbers(args: argparse.Namespace) -> list[stats.Numbers]:

@@ -6,6 +6,8 @@ import argparse
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from molmoact2_jax.cli import meter
 from molmoact2_jax.data import catalog, meanings, oxe, table
 from molmoact2_jax.data.source import EpisodeSource
@@ -39,11 +41,19 @@ def open_source(args: argparse.Namespace, spec: str) -> EpisodeSource:
     """Opens one dataset, showing the progress of its first indexing.
 
     Raises:
-      ValueError: it cannot be opened, or its meaning is unknown.
+      ValueError: it cannot be opened, its meaning is unknown, or its columns are not what the meaning says.
     """
     options = table.Options(quarantine=args.quarantine, cache=args.cache)
-    with meter.Meter(f"indexing {spec}", "parts") as progress:
-        return catalog.open_source(spec, meaning(args.meaning, spec), options, progress=progress)
+    described = meaning(args.meaning, spec)
+    try:
+        with meter.Meter(f"indexing {spec}", "parts") as progress:
+            source = catalog.open_source(spec, described, options, progress=progress)
+        for position in np.flatnonzero(source.episode_lengths)[:1].tolist():
+            source.column("state", position), source.column("action", position)
+    except ValueError as error:
+        hint = " These are the columns of `own`; describe the dataset's with --as FILE." if args.meaning is None else ""
+        raise ValueError(f"{spec}: {str(error).removeprefix(f'{spec}: ')}{hint}") from error
+    return source
 
 
 def meaning(name: str | None, spec: str) -> oxe.Row | oxe.Tag | str | None:

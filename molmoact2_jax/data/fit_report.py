@@ -130,15 +130,17 @@ def _outside(values: np.ndarray, interval: tuple[float, float]) -> float:
 
 def _suspect(values: np.ndarray, own: tuple[float, float], tag: tuple[float, float], outside: float) -> str:
     """Names the conversion that makes a channel fit far better; "" if it fits as it is or none does."""
-    span = tag[1] - tag[0]
-    narrow = own[1] > own[0] and span > 0 and own[1] - own[0] < NARROW * span
-    if span <= 0 or (outside < OUTSIDE_WARNING and not narrow):
+    if tag[1] <= tag[0] or (outside < OUTSIDE_WARNING and not _narrow(own, tag)):
         return ""
     ends = np.asarray(own, np.float64)
     overlaps = {words: _overlap(np.sort(convert(ends)), tag) for words, convert in SUSPECTS}
     best = max(overlaps, key=overlaps.__getitem__)
     # Two conversions can nearly tie (57 against 100); the better one is named, a person knows which it is.
     return best if overlaps[best] > max(OVERLAP, 2 * _overlap(ends, tag)) else ""
+
+
+def _narrow(own: tuple[float, float], tag: tuple[float, float]) -> bool:
+    return 0 < own[1] - own[0] < NARROW * (tag[1] - tag[0])
 
 
 def _overlap(a: np.ndarray, b: tuple[float, float]) -> float:
@@ -187,6 +189,12 @@ def _misfits(fits: list[ChannelFit], known: norm_stats.TagStats) -> Iterator[Fin
                 f"own range [{f.low:.4g}, {f.high:.4g}]"
             )
             yield Finding(severity, "outside", message)
+        elif _narrow((f.low, f.high), (f.tag_low, f.tag_high)) and not f.suspect and not passed:
+            message = (
+                f"{f.kind} channel {f.channel} ({f.name}) moves over {(f.high - f.low) / (f.tag_high - f.tag_low):.1%} "
+                f"of [{f.tag_low:.4g}, {f.tag_high:.4g}] only: own range [{f.low:.4g}, {f.high:.4g}]"
+            )
+            yield Finding("warning", "narrow", message)
 
 
 def _as(words: str) -> str:

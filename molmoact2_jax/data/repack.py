@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -78,17 +79,14 @@ def repack(
     if (root / MANIFEST).exists():
         raise ValueError(f"{root}: is finished already, expected a new or an interrupted one.")
     root.mkdir(parents=True, exist_ok=True)
-    _check_plan(root, {"source": source.digest, **dataclasses.asdict(plan)})
-    shards = [range(i, min(i + plan.episodes_per_shard, source.num_episodes)) for i in _starts(source, plan)]
+    _check_plan(root, source, plan)
+    shards = range(-(-source.num_episodes // plan.episodes_per_shard))
     damage: list[dict[str, Any]] = []
-    done = 0
-    pool = concurrent.futures.ThreadPoolExecutor(max(workers, 1))
+    pool, count = concurrent.futures.ThreadPoolExecutor(max(workers, 1)), _Count(source.num_episodes, progress)
     try:
-        for episodes, found in pool.map(lambda item: _write_shard(source, root, plan, *item), enumerate(shards)):
+        for found in pool.map(lambda number: _write_shard(source, root, plan, count, number), shards):
             damage += found
-            done += len(episodes)
-            progress(done, source.num_episodes)
-            _check_budget(root, damage, plan.budget * source.num_frames * len(source.cameras))
+            _check_budget(source, root, plan, damage)
     finally:
         pool.shutdown(cancel_futures=True)
     arrays, texts = _tables(source, damage)
@@ -97,21 +95,38 @@ def repack(
     return root
 
 
-def _starts(source: EpisodeSource, plan: Plan) -> range:
-    return range(0, source.num_episodes, plan.episodes_per_shard)
+class _Count:
+    """Counts what threads have done, and shows it."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]):
+        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            self._done += number
+            self._progress(self._done, self._total)
 
 
-def _check_plan(root: pathlib.Path, plan: dict[str, Any]) -> None:
-    path, plan = root / PLAN, json.loads(json.dumps(plan))
-    if path.exists() and json.loads(path.read_text()) != plan:
+def _check_plan(root: pathlib.Path, source: EpisodeSource, plan: Plan) -> None:
+    """Refuses a directory that was begun otherwise; the budget may change."""
+    path, facts = root / PLAN, {"source": source.digest, **dataclasses.asdict(plan)}
+    facts = json.loads(json.dumps({name: value for name, value in facts.items() if name != "budget"}))
+    if path.exists() and json.loads(path.read_text()) != facts:
         raise ValueError(f"{root}: was begun from another dataset or plan. Use a new directory, or remove this one.")
-    _write_json(path, plan)
+    _write_json(path, facts)
 
 
-def _check_budget(root: pathlib.Path, damage: Sequence[dict[str, Any]], allowed: float) -> None:
-    if len(damage) > allowed:
-        first = f"episode {damage[0]['episode']}, frame {damage[0]['frame']}: {damage[0]['reason']}"
-        raise ValueError(f"{root}: {len(damage)} unreadable pictures, budget {allowed:.0f}. The first: {first}.")
+def _check_budget(source: EpisodeSource, root: pathlib.Path, plan: Plan, damage: Sequence[dict[str, Any]]) -> None:
+    """Stops where more pictures are unreadable than the budget allows; those of quarantined frames do not count."""
+    first_row = dict(zip(source.episode_ids.tolist(), source.episode_starts.tolist()))
+    fresh = [item for item in damage if source.valid[first_row[item["episode"]] + item["frame"]]]
+    allowed = plan.budget * source.num_frames * len(source.cameras)
+    if len(fresh) > allowed:
+        first = f"episode {fresh[0]['episode']}, frame {fresh[0]['frame']}: {fresh[0]['reason']}"
+        raise ValueError(
+            f"{root}: {len(fresh)} unreadable pictures, budget {allowed:.0f}. The first: {first}. Run `molmoact2 data "
+            "check DATASET --quarantine FILE` and repack with the same file, or raise the budget."
+        )
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
@@ -126,12 +141,15 @@ def shard_name(number: int) -> str:
 
 
 def _write_shard(
-    source: EpisodeSource, root: pathlib.Path, plan: Plan, number: int, episodes: Sequence[int]
-) -> tuple[Sequence[int], list[dict[str, Any]]]:
-    """Writes the pictures of some episodes, unless that was done. Returns the episodes and what was unreadable."""
+    source: EpisodeSource, root: pathlib.Path, plan: Plan, count: _Count, number: int
+) -> list[dict[str, Any]]:
+    """Writes the pictures of one shard's episodes, unless that was done. Returns what was unreadable."""
+    first = number * plan.episodes_per_shard
+    episodes = range(first, min(first + plan.episodes_per_shard, source.num_episodes))
     path, report = root / shard_name(number), root / f"{shard_name(number)}.json"
     if path.exists() and report.exists():
-        return episodes, json.loads(report.read_text())
+        count.add(len(episodes))
+        return json.loads(report.read_text())
     own, damage = copy.deepcopy(source), []  # threads would wait for each other's decoders
 
     def records() -> Iterator[bytes]:
@@ -140,13 +158,14 @@ def _write_shard(
                 yield record
                 if error is not None:
                     damage.append(_note(error, camera))
+            count.add(1)
 
     fresh = root / f"{shard_name(number)}.fresh"
     archive.write(fresh, records(), compressed=False)
     own.close()
     _write_json(report, damage)
     fresh.replace(path)
-    return episodes, damage
+    return damage
 
 
 def _note(error: SampleError, camera: str) -> dict[str, Any]:

@@ -131,6 +131,31 @@ def test_a_dataset_that_cannot_be_opened_is_status_2(tmp_path, sound, capsys):
     assert "no dataset, expected meta/info.json" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["check", "stats", "preview", "repack"])
+def test_columns_that_nobody_described_are_an_error_that_says_how(command, tmp_path, sound, row, capsys):
+    narrow = [dataclasses.replace(e, state=e.state[:, :5], action=e.action[:, :5]) for e in formats.smooth()]
+    directory = fixtures.rlds(tmp_path / "data", narrow, joints=5)
+    options = () if command in ("check", "stats") else ("--out", tmp_path / "out")
+    assert run(command, directory, *options) == 2
+    said = "".join(capsys.readouterr())
+    assert re.search(r"data: steps/(action|observation/state): 5 channels, expected 8 or more", said)
+    assert "describe the dataset's with --as FILE" in said
+    assert run(command, directory, "--as", row, *options) == 2
+    assert "with --as FILE" not in "".join(capsys.readouterr())
+
+
+def test_files_and_datasets_are_not_measured_together(sound, tmp_path, capsys):
+    assert run("stats", tmp_path / "a.json", sound[formats.V3], "--tag", "arm") == 2
+    assert "a.json: statistics among datasets, expected either" in capsys.readouterr().err
+
+
+def test_the_preview_is_written_where_nobody_says(sound, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("preview", sound[formats.V3], "--episodes", "1") == 0
+    assert "see out/preview/lerobot/index.html" in capsys.readouterr().out
+    assert (tmp_path / "out" / "preview" / "lerobot" / "cameras.png").exists()
+
+
 def test_the_preview_is_written(sound, tmp_path, capsys):
     assert run("preview", sound[formats.V3], "--out", tmp_path / "page", "--episodes", "1") == 0
     assert (tmp_path / "page" / "index.html").exists()

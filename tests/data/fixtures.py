@@ -72,12 +72,12 @@ def episodes(lengths=(7, 5, 9), cameras=("image", "wrist_image"), size=(HEIGHT, 
     return out
 
 
-def rlds_features(cameras=("image", "wrist_image"), encoding="png"):
+def rlds_features(cameras=("image", "wrist_image"), encoding="png", joints=JOINTS):
     """Features of the RLDS datasets made here: what `ROW` reads, and some that nobody reads."""
     import tensorflow_datasets as tfds
 
     def vector(dtype=np.float32):
-        return tfds.features.Tensor(shape=(JOINTS,), dtype=dtype)
+        return tfds.features.Tensor(shape=(joints,), dtype=dtype)
 
     views = {name: tfds.features.Image(shape=(None, None, 3), encoding_format=encoding) for name in cameras}
     steps = {
@@ -98,7 +98,7 @@ def rlds_steps(episode: Episode, encode: Callable[[np.ndarray], bytes] = picture
         {
             "observation": {
                 "state": episode.state[t],
-                "joint_velocity": np.zeros(JOINTS),
+                "joint_velocity": np.zeros_like(episode.state[t], np.float64),
                 **{name: encode(view[t]) for name, view in episode.cameras.items()},
             },
             "action": episode.action[t],
@@ -111,11 +111,13 @@ def rlds_steps(episode: Episode, encode: Callable[[np.ndarray], bytes] = picture
     ]
 
 
-def rlds(directory: pathlib.Path, made: list[Episode], *, file_format="tfrecord", encoding="png", per_shard=2):
+def rlds(
+    directory: pathlib.Path, made: list[Episode], *, file_format="tfrecord", encoding="png", per_shard=2, joints=JOINTS
+):
     """Writes episodes with our writer. Returns the directory."""
     encode = pictures.encode_png if encoding == "png" else pictures.encode_jpeg
     cameras = tuple(made[0].cameras)
-    features = rlds_features(cameras, encoding)
+    features = rlds_features(cameras, encoding, joints)
     options = dict(file_format=file_format, episodes_per_shard=per_shard)
     with rlds_write.Writer(directory, "own", features, **options) as writer:
         for e, episode in enumerate(made):

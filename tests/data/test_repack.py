@@ -6,7 +6,7 @@ import fixtures
 import numpy as np
 import pytest
 
-from molmoact2_jax.data import archive, catalog, images, pictures, repack, rlds
+from molmoact2_jax.data import archive, catalog, images, pictures, quarantine, repack, rlds, table
 from molmoact2_jax.data.source import SampleError
 
 MADE = fixtures.episodes()
@@ -131,6 +131,26 @@ def test_what_could_not_be_read_is_named_again_by_the_copy(tmp_path, encoding):
         copy.tasks(1, 2)
     copy.frames(0, [2, 4], ["image"])
     assert copy.frames(0, [3], ["wrist_image"])["wrist_image"].shape == (1, 48, 64, 3)
+
+
+def test_pictures_of_quarantined_frames_do_not_count_and_a_raised_budget_goes_on(tmp_path):
+    def opened(*entries):
+        quarantine.append(tmp_path / "q.jsonl", entries)
+        return Damaged(directory, fixtures.ROW, table.Options(quarantine=tmp_path / "q.jsonl"))
+
+    directory = fixtures.rlds(tmp_path / "own", MADE)
+    with pytest.raises(ValueError, match=r"1 unreadable pictures, budget 0\. .*frame 0: .*--quarantine FILE"):
+        repack.repack(opened(quarantine.Entry("own", 0, 3, "known")), tmp_path / "a", SMALL)
+    repack.repack(opened(quarantine.Entry("own", 2, None, "known")), tmp_path / "a", SMALL)
+    with pytest.raises(ValueError, match="budget 0"):
+        repack.repack(Damaged(directory, fixtures.ROW), tmp_path / "b", SMALL)
+    repack.repack(Damaged(directory, fixtures.ROW), tmp_path / "b", dataclasses.replace(SMALL, budget=0.1))
+
+
+def test_progress_counts_episodes_as_they_are_written(source, tmp_path):
+    told = []
+    repack.repack(source, tmp_path / "copy", workers=2, progress=lambda *given: told.append(given))
+    assert told == [(1, 3), (2, 3), (3, 3)]  # all of them are in one file
 
 
 def test_a_damaged_or_missing_file_of_the_copy_is_refused(source, tmp_path):

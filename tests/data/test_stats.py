@@ -143,6 +143,14 @@ def test_values_that_no_conversion_explains_are_counted():
     assert len(messages) == 1 and "action channel 1 (j1): 27" in messages[0]
 
 
+def test_a_channel_that_uses_a_small_part_of_the_interval_is_named():
+    numbers = stats.read(source(lengths=(400,)))
+    action = numbers.action.copy()
+    action[:, 0] = 0.9 + 0.004 * action[:, 0]
+    (message,) = kinds(fitted(numbers, action=action), "narrow")
+    assert "action channel 0 (j0) moves over 0.4% of" in message
+
+
 def test_a_dead_scale_and_a_constant_channel_are_named():
     state = RNG.normal(size=(400, 3)).astype(np.float32)
     state[:, 0] = 0
