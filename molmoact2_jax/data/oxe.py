@@ -106,7 +106,8 @@ class Row:
       name: the dataset's usual name.
       tag: key of `TAGS`, or the name of one's own statistics.
       fps: control rate, 1/s; RLDS stores no time.
-      cameras, language, state, action: features, by full name; the first non-blank language field is the instruction.
+      cameras: named as the tag's are (`observation.images.NAME`), so that the released statistics find them.
+      language, state, action: features, by full name; the first non-blank language field is the instruction.
       gripper: what the numbers of the gripper channels mean, in words.
       drop_first, drop_last: steps at the ends of an episode that are no example.
     """
@@ -233,7 +234,8 @@ ROWS = {
                     Field(f"{_ACTION}/future/target_close", GRIPPER, "1", convert="opened")),
             gripper="state 1 = closed, action 1 = open"),
         Row("droid", "franka_droid", 15.0,
-            cameras=_cameras("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left"),
+            cameras=tuple(Camera(view.replace("_image", ""), f"{_OBSERVATION}/{view}") for view in
+                          ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")),
             language=("steps/language_instruction", "steps/language_instruction_2", "steps/language_instruction_3"),
             state=(Field(f"{_OBSERVATION}/joint_position", SEVEN_JOINTS, "rad"),
                    Field(f"{_OBSERVATION}/gripper_position", GRIPPER, "1")),

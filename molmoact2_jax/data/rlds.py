@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import google_crc32c
 import numpy as np
 
-from molmoact2_jax.data import oxe, rlds_index, store, table
+from molmoact2_jax.data import oxe, rlds_features, rlds_index, store, table
 
 
 class RLDSSource(table.TableSource):
@@ -42,8 +42,8 @@ class RLDSSource(table.TableSource):
         Raises:
           ValueError: no such dataset, split or features, or every episode is damaged.
         """
-        dataset = rlds_index.describe(directory, split)
-        rlds_index.check(dataset, row)
+        dataset = rlds_features.describe(directory, split)
+        rlds_features.check(dataset, row)
         self._index = rlds_index.open_store(dataset, row, options.cache, workers, progress)
         metadata = [dataset.root / "features.json", dataset.root / "dataset_info.json"]
         lengths = self._index["length"]

@@ -7,26 +7,15 @@ import dataclasses
 import functools
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from molmoact2_jax.data import archive, oxe, store, tfrecord, wire
-
-STEPS = "steps"
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """What TFDS says of a directory. `lengths` counts the records of each shard; `features` decodes them."""
-
-    root: pathlib.Path
-    features: Any
-    paths: tuple[pathlib.Path, ...]
-    lengths: tuple[int, ...]
-    array_record: bool
+from molmoact2_jax.data import archive, oxe, rlds_features, store, tfrecord, wire
+from molmoact2_jax.data.rlds_features import Dataset
 
 
 @dataclasses.dataclass
@@ -40,68 +29,6 @@ class Episode:
     pictures: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
     flags: dict[str, bool] = dataclasses.field(default_factory=dict)
     damage: str = ""
-
-
-def describe(directory: str | os.PathLike[str], split: str) -> Dataset:
-    """Reads `features.json` and `dataset_info.json` of a TFDS directory, or of the only version under it.
-
-    Raises:
-      ValueError: no dataset there, metadata that TFDS cannot read, or no such split.
-    """
-    import tensorflow_datasets as tfds
-    from google.protobuf import json_format
-
-    root = _version(pathlib.Path(directory))
-    try:
-        builder = tfds.builder_from_directory(root)
-    except (OSError, ValueError, json_format.Error) as error:
-        raise ValueError(f"{root}: TFDS cannot read features.json or dataset_info.json ({error}).") from error
-    if split not in builder.info.splits:
-        raise ValueError(f"{root}: split {split!r}, expected one of {sorted(builder.info.splits)}.")
-    info = builder.info.splits[split]
-    paths = tuple(root / pathlib.Path(path).name for path in info.filepaths)
-    array_record = "array_record" in builder.info.file_format.value
-    return Dataset(root, builder.info.features, paths, tuple(info.shard_lengths), array_record)
-
-
-def _version(directory: pathlib.Path) -> pathlib.Path:
-    if (directory / "features.json").exists():
-        return directory
-    versions = sorted(path.parent for path in directory.glob("*/features.json"))
-    if len(versions) != 1:
-        found = [path.name for path in versions] or "none"
-        raise ValueError(f"{directory}: features.json in {found}, expected a TFDS directory or one version under it.")
-    return versions[0]
-
-
-def check(dataset: Dataset, row: oxe.Row) -> None:
-    """Compares the features that a row names with those the dataset has.
-
-    Raises:
-      ValueError: features are missing; lists what there is.
-    """
-    known = leaves(dataset.features)
-    missing = [key for key in row.features if key not in known]
-    if missing:
-        raise ValueError(
-            f"{dataset.root}: no features {missing}, which row {row.name!r} names. There are {sorted(known)}. "
-            f"Adapt the row: dataclasses.replace(oxe.ROWS[{row.name!r}], ...)."
-        )
-    kinds = {camera.key: type(known[camera.key]).__name__ for camera in row.cameras}
-    if set(kinds.values()) - {"Image"}:
-        raise ValueError(f"{dataset.root}: {kinds}, expected Image features for the cameras of row {row.name!r}.")
-
-
-def leaves(features: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns {full name: TFDS feature} of a tree of features; nested `Dataset` and `FeaturesDict` give path names."""
-    import tensorflow_datasets as tfds
-
-    if isinstance(features, tfds.features.Dataset):
-        return leaves(features.feature, prefix)
-    if isinstance(features, tfds.features.FeaturesDict):
-        parts = (leaves(feature, f"{prefix}/{name}" if prefix else name) for name, feature in features.items())
-        return {name: feature for part in parts for name, feature in part.items()}
-    return {prefix: features}
 
 
 def build(dataset: Dataset, row: oxe.Row, workers: int, progress: Callable[[int, int], None]) -> tuple[dict, dict]:
@@ -118,12 +45,12 @@ def build(dataset: Dataset, row: oxe.Row, workers: int, progress: Callable[[int,
 def read_shard(dataset: Dataset, row: oxe.Row, path: pathlib.Path, expected: int) -> list[Episode]:
     """Returns the episodes of one shard, damaged ones without content. `expected` is their number by the metadata."""
     records = _array_records if dataset.array_record else _tfrecords
-    episodes: list[Episode] = []
+    features, episodes = rlds_features.kept(dataset.features, row), list[Episode]()
     damage = f"{path.name}: holds fewer than {expected} records"
     try:
         for place, record in records(path):
             try:
-                episodes.append(_parse(dataset.features, row, record, place))
+                episodes.append(_parse(features, row, record, place))
             except ValueError as error:
                 episodes.append(Episode(place, damage=f"{path.name}: {error}"))
     except (OSError, ValueError) as error:
@@ -164,12 +91,12 @@ def _parse(features: Any, row: oxe.Row, record: bytes, place: tuple[int, int]) -
     if not record:
         raise ValueError("the record fails its checksum")
     try:
-        parsed = features.deserialize_example_np(record, decoders={STEPS: tfds.decode.SkipDecoding()})
+        parsed = features.deserialize_example_np(record, decoders={rlds_features.STEPS: tfds.decode.SkipDecoding()})
     except Exception as error:  # protobuf, TFDS and NumPy each raise their own kinds
         raise ValueError(f"TFDS cannot decode the record: {error}") from error
-    values, kinds = flatten(parsed), leaves(features)
+    values, kinds = flatten(parsed), rlds_features.leaves(features)
     spans = wire.byte_spans(record, [camera.key for camera in row.cameras])
-    numbers = {key: _numbers(kinds[key], values[key], key) for key in numeric(kinds, row)}
+    numbers = {key: _numbers(kinds[key], values[key], key) for key in rlds_features.numeric(kinds, row)}
     length = len(numbers[row.keys[0]])
     episode = Episode(
         place,
@@ -195,22 +122,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def numeric(kinds: Mapping[str, Any], row: oxe.Row) -> list[str]:
-    """Returns the numeric step features that are kept: what the row reads, and single numbers such as `is_last`."""
+def _numbers(feature: Any, values: Any, key: str) -> np.ndarray:
     import tensorflow_datasets as tfds
 
-    def narrow(feature: Any) -> bool:
-        plain = isinstance(feature, tfds.features.Scalar | tfds.features.Tensor)
-        return plain and feature.np_dtype.kind in "biuf" and feature.shape in ((), (1,))
-
-    steps = (key for key, feature in kinds.items() if key.startswith(f"{STEPS}/") and narrow(feature))
-    return list(dict.fromkeys((*row.keys, *steps)))
-
-
-def _numbers(feature: Any, values: Any, key: str) -> np.ndarray:
     values = np.asarray(values)
-    if values.dtype == object:  # tensors that TFDS stored as bytes
-        values = np.stack([feature.decode_example_np(value) for value in values]) if len(values) else np.zeros((0, 1))
+    if values.dtype == object and isinstance(feature, tfds.features.Tensor):  # stored as bytes, perhaps compressed
+        try:
+            decoded = [feature.decode_example_np(value) for value in values]
+        except (ValueError, TypeError, zlib.error) as error:
+            raise ValueError(f"{key} cannot be decoded: {error}") from error
+        empty = np.zeros((0, *(size or 0 for size in feature.shape)), feature.np_dtype)
+        values = np.stack(decoded) if decoded else empty
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{key} is {values.dtype}, expected numbers")
     return values

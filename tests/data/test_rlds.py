@@ -1,11 +1,12 @@
 import dataclasses
+import pathlib
 import pickle
 
 import fixtures
 import numpy as np
 import pytest
 
-from molmoact2_jax.data import oxe, quarantine, rlds, rlds_index, rlds_write, table, tfrecord
+from molmoact2_jax.data import archive, oxe, quarantine, rlds, rlds_index, rlds_write, table, tfrecord
 from molmoact2_jax.data.source import SampleError
 
 MADE = fixtures.episodes()
@@ -178,6 +179,10 @@ def test_tensors_stored_as_compressed_bytes_are_read(tmp_path):
     feature = tfds.features.Tensor(shape=(2,), dtype=np.float32, encoding="bytes")
     values = np.array([feature.encode_example(np.array([1, t], np.float32)) for t in range(3)], object)
     np.testing.assert_array_equal(rlds_index._numbers(feature, values, "x"), [[1, 0], [1, 1], [1, 2]])
+    assert rlds_index._numbers(feature, values[:0], "x").shape == (0, 2)
+    packed = tfds.features.Tensor(shape=(2,), dtype=np.float32, encoding="zlib")
+    with pytest.raises(ValueError, match="x cannot be decoded"):
+        rlds_index._numbers(packed, np.array([b"no stream"], object), "x")
 
 
 def test_a_writer_refuses_to_overwrite(tmp_path):
@@ -186,3 +191,68 @@ def test_a_writer_refuses_to_overwrite(tmp_path):
         fixtures.rlds(tmp_path / "own", MADE)
     with pytest.raises(ValueError, match="file_format"):
         fixtures.rlds(tmp_path / "other", MADE, file_format="csv")
+
+
+def test_features_that_nobody_reads_need_not_be_decodable(tmp_path):
+    import tensorflow_datasets as tfds
+
+    kinds = dict(fixtures.rlds_features()["steps"].feature.items())
+    kinds["contacts"] = tfds.features.Tensor(shape=(None,), dtype=np.float32)  # TFDS reads it only with TensorFlow
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(kinds)})
+    with rlds_write.Writer(tmp_path / "own", "own", features) as writer:
+        for made in MADE:
+            writer.add(step | {"contacts": np.ones(3, np.float32)} for step in fixtures.rlds_steps(made))
+    (path,) = (tmp_path / "own").glob("*-of-*")
+    with pytest.raises(ValueError, match="unknown dimension"):
+        features.deserialize_example_np(archive.Archive().read(str(path), 0))
+    assert_equal(open_own(tmp_path / "own"))
+
+
+@pytest.fixture
+def by_tensorflow(tmp_path):
+    """A copy of the dataset that TensorFlow wrote (`by_tensorflow/make.py`), and what it means."""
+    directory = fixtures.copy(pathlib.Path(__file__).parent / "by_tensorflow/own", tmp_path / "own")
+    seen = "steps/observation"
+    row = dataclasses.replace(
+        oxe.TEMPLATE,
+        cameras=(
+            oxe.Camera("image", f"{seen}/image", "episode_metadata/has_image"),
+            oxe.Camera("wrist_image", f"{seen}/wrist_image"),
+        ),
+        state=tuple(oxe.Field(f"{seen}/{name}", tuple("abc"), "1") for name in ("state", "effort", "present/xyz")),
+        action=(oxe.Field("steps/action", ("a", "b"), "1"),),
+    )
+    return directory, rlds.RLDSSource(directory, row)
+
+
+def test_a_dataset_written_by_tensorflow_reads_as_it_was_made(by_tensorflow):
+    _, source = by_tensorflow
+    assert sorted(source.episode_lengths.tolist()) == [1, 3, 4] and source.problems == ()
+    for e, length in enumerate(source.episode_lengths.tolist()):
+        made = {4: 0, 1: 1, 3: 2}[length]
+        t = np.arange(length)
+        state = np.stack([0 * t + made, t, 0 * t - 1, 0 * t + made, t, 0 * t + 0.5, t, t, 0 * t + made], axis=1)
+        np.testing.assert_array_equal(source.column("state", e), state.astype(np.float32))
+        np.testing.assert_allclose(source.column("action", e), np.stack([0 * t + made + 0.1, t + 0.2], 1), rtol=1e-6)
+        assert source.column("steps/phase", e).tolist() == (t % 2).tolist()
+        assert source.tasks(e, 0) == (f"öffne Schublade {made}",)
+        assert ("image" in source.cameras_of(e)) == (made != 1)
+        wrist = source.frames(e, t.tolist(), ["wrist_image"])["wrist_image"]
+        assert wrist.shape == (length, 10 + made, 12, 3)
+        np.testing.assert_array_equal(wrist[:, 0, 0, 0], 10 * made + t)
+
+
+def test_pictures_that_tensorflow_wrote_equal_the_decoder_of_tfds(by_tensorflow):
+    import tensorflow_datasets as tfds
+
+    directory, source = by_tensorflow
+    info = tfds.builder_from_directory(directory).info
+    (path,) = info.splits["train"].filepaths
+    found = tfrecord.scan(path)
+    with open(path, "rb") as file:
+        raw = [tfrecord.read(file, int(o), int(n)) for o, n in zip(found.offsets, found.lengths)]
+    for e, record in enumerate(raw):
+        steps = list(info.features.deserialize_example_np(record)["steps"])
+        for camera in source.cameras_of(e):
+            ours = source.frames(e, list(range(len(steps))), [camera])[camera]
+            np.testing.assert_array_equal(ours, [step["observation"][camera] for step in steps])

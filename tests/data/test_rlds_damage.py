@@ -18,11 +18,27 @@ def shard(directory, number):
     return next(directory.glob(f"*-0000{number}-of*"))
 
 
-@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
-def test_damaged_metadata_is_one_error(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("features.json", lambda text: "{"),
+        ("dataset_info.json", lambda text: "{"),
+        ("features.json", lambda text: text.replace("features_dict.Feat", "features_duct.Feat")),
+        ("dataset_info.json", lambda text: text.replace("{SPLIT}", "{SPLOT}")),
+    ],
+)
+def test_damaged_metadata_is_one_error(tmp_path, name, change):
     directory = fixtures.rlds(tmp_path / "own", MADE)
-    (directory / name).write_text("{")
+    (directory / name).write_text(change((directory / name).read_text()))
     with pytest.raises(ValueError, match=f"own: TFDS cannot read .*{name}"):
+        open_own(directory)
+
+
+def test_files_of_another_format_are_refused_by_its_name(tmp_path):
+    directory = fixtures.rlds(tmp_path / "own", MADE)
+    path = directory / "dataset_info.json"
+    path.write_text(path.read_text().replace('"tfrecord"', '"riegeli"'))
+    with pytest.raises(ValueError, match="files of format 'riegeli', expected tfrecord or array_record"):
         open_own(directory)
 
 
