@@ -57,7 +57,7 @@ def assemble(episodes: Sequence[pathlib.Path], root: pathlib.Path, settings: Map
     _write_indexed(root / "meta" / "tasks.parquet", "task_index", list(tasks.values()), list(tasks))
     path = root / "meta/episodes/chunk-000/file-000.parquet"
     path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    pq.write_table(pa.Table.from_pylist(rows), path, write_page_checksum=True)
     counts = {"total_episodes": len(rows), "total_frames": rows[-1]["dataset_to_index"], "total_tasks": len(tasks)}
     (root / "meta" / "info.json").write_text(json.dumps(_info(settings, features, counts), indent=2))
 
@@ -193,4 +193,4 @@ def _write_indexed(path: pathlib.Path, name: str, numbers: Sequence[int], index:
         for key, (kind, numpy) in kinds.items()
     ]
     described = {"index_columns": [label], "column_indexes": [], "columns": columns, "pandas_version": "2.2.0"}
-    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), path)
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(described)}), path, write_page_checksum=True)

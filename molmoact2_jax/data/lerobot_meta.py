@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _log = logging.getLogger(__name__)
+_NUMBERS = ("float", "int", "uint", "bool")  # how the types of numeric features begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Meta:
     @property
     def numbers(self) -> dict[str, tuple[int, ...]]:
         """{numeric feature: shape of a row}, single numbers as ()."""
-        kinds = ("float", "int", "uint", "bool")
-        chosen = {n: f for n, f in self.features.items() if str(f["dtype"]).startswith(kinds)}
+        chosen = {n: f for n, f in self.features.items() if f["dtype"].startswith(_NUMBERS)}
         return {n: () if list(f["shape"]) in ([], [1]) else tuple(f["shape"]) for n, f in chosen.items()}
 
     def meta_files(self) -> list[pathlib.Path]:
@@ -64,8 +64,8 @@ class Meta:
 
     def channels(self, name: str) -> tuple[str, ...]:
         """Returns one word per channel of a feature: the dataset's own, or numbered."""
-        if name not in self.features:
-            raise ValueError(f"{self.root}: no feature {name!r}, expected one of {sorted(self.features)}.")
+        if name not in self.numbers:
+            raise ValueError(f"{self.root}: no numeric feature {name!r}, expected one of {sorted(self.numbers)}.")
         names: Any = self.features[name].get("names")
         while isinstance(names, Mapping) or (isinstance(names, list) and names and isinstance(names[0], list)):
             names = next(iter(names.values())) if isinstance(names, Mapping) else names[0]
@@ -87,13 +87,31 @@ def read(root: pathlib.Path) -> Meta:
     path = root / "meta" / "info.json"
     if not path.exists():
         raise ValueError(f"{root}: no meta/info.json, expected the root of a LeRobot dataset (v3.0 or v2.1).")
-    info = json.loads(path.read_text("utf-8"))
-    videos = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
     try:
+        info = _json(path.read_text("utf-8"), path.name)
+        videos = [name for name, feature in _described(info["features"]) if feature["dtype"] == "video"]
         rows, tasks = (_episodes_v3, _tasks_v3) if (root / "meta" / "episodes").is_dir() else (_episodes_v2, _tasks_v2)
         return _assemble(root, info, videos, rows(root, videos), tasks(root))
-    except (KeyError, OSError, TypeError, UnicodeError, pa.ArrowException) as error:
-        raise ValueError(f"{root}: meta cannot be read ({type(error).__name__}: {error}).") from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{root}: meta cannot be read ({type(error).__name__}: {error}). Fetch it again.") from error
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _described(features: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Yields (name, description), of numeric features with a type and a shape that NumPy knows."""
+    for name, feature in features.items():
+        if feature["dtype"].startswith(_NUMBERS):
+            try:
+                np.empty([0, *feature["shape"]], feature["dtype"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"info.json: feature {name!r} is {feature}, expected a type and a shape") from error
+        yield name, feature
 
 
 def _assemble(root: pathlib.Path, info: Any, videos: list[str], rows: list[dict], tasks: dict[int, str]) -> Meta:
@@ -124,7 +142,7 @@ def _episodes_v3(root: pathlib.Path, videos: Iterable[str]) -> list[dict]:
     wanted |= {f"videos/{key}/{part}" for key in videos for part in ("chunk_index", "file_index", "from_timestamp")}
     rows: list[dict] = []
     for path in sorted((root / "meta" / "episodes").rglob("*.parquet")):
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         rows += file.read(columns=[name for name in file.schema_arrow.names if name in wanted]).to_pylist()
     return sorted(rows, key=lambda row: row["episode_index"])
 
@@ -134,7 +152,7 @@ def _episodes_v2(root: pathlib.Path, videos: Iterable[str]) -> list[dict]:
 
 
 def _tasks_v3(root: pathlib.Path) -> dict[int, str]:
-    table = pq.read_table(root / "meta" / "tasks.parquet")
+    table = pq.read_table(root / "meta" / "tasks.parquet", page_checksum_verification=True)
     (texts,) = (name for name in table.column_names if name != "task_index")
     return dict(zip(table["task_index"].to_pylist(), strings(table[texts])))
 
@@ -144,8 +162,8 @@ def _tasks_v2(root: pathlib.Path) -> dict[int, str]:
 
 
 def _json_lines(path: pathlib.Path) -> list[dict]:
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    lines = enumerate(path.read_bytes().decode("utf-8", "surrogateescape").split("\n"), 1)
+    return [_json(line, f"{path.name}, line {number}") for number, line in lines if line.strip()]
 
 
 def strings(column: Any) -> list[str]:

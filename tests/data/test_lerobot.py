@@ -150,7 +150,7 @@ def test_names_are_found_however_they_are_nested(originals):
         assert dataclasses.replace(meta, features={"x": feature}).channels("x") == fixtures.MOTORS
     feature = {"dtype": "float32", "shape": [2], "names": None}
     assert dataclasses.replace(meta, features={"x": feature}).channels("x") == ("x_0", "x_1")
-    with pytest.raises(ValueError, match="no feature 'y'"):
+    with pytest.raises(ValueError, match="no numeric feature 'y'"):
         meta.channels("y")
 
 
@@ -167,7 +167,7 @@ def test_a_camera_or_column_that_is_not_there_is_refused_when_opening(originals)
     root = originals["v3.0 H264"]
     with pytest.raises(ValueError, match=r"no camera 'observation.images.top'"):
         fixtures.open_lerobot(root, tag=dataclasses.replace(fixtures.TAG, cameras=("observation.images.top",)))
-    with pytest.raises(ValueError, match=r"no feature 'action.del_ee_action'"):
+    with pytest.raises(ValueError, match=r"no numeric feature 'action.del_ee_action'"):
         fixtures.open_lerobot(root, tag=oxe.TAGS["franka_molmoact"])
     with pytest.raises(SampleError, match="episode 0, frame 2: no cameras"):
         fixtures.open_lerobot(root).frames(0, [2], ["x"])

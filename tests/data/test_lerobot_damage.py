@@ -126,3 +126,40 @@ def test_metadata_that_cannot_be_read_is_one_error(tmp_path):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match="own: meta cannot be read"):
         fixtures.open_lerobot(v3)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("info.json", '"fps": 10', '"fps": ,', r"JSONDecodeError|info\.json: Expecting value"),
+        ("info.json", '"features"', '"fatures"', "KeyError: 'features'"),
+        ("info.json", '"dtype": "float32"', '"dtype": "float33"', "info.json: feature 'observation.state' is"),
+        ("info.json", '"shape": [8]', '"shape": ["8"]', "info.json: feature 'observation.state' is"),
+        ("info.json", "{episode_index:06d}", "{episode_index:06}.{x}", "KeyError: 'x'"),
+        ("info.json", "{episode_index:06d}", "{episode_index:06#d}", "Invalid format"),
+        ("episodes.jsonl", '"length": 5', '"length": ', "episodes.jsonl, line 2: Expecting value"),
+        ("tasks.jsonl", '"task_index": 1', '"task_index" 1', "tasks.jsonl, line 2: Expecting ':'"),
+    ],
+)
+def test_metadata_of_another_form_is_one_error_that_names_its_place(v21, name, old, new, words):
+    path = v21 / "meta" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=rf"own: meta cannot be read .*({words})"):
+        fixtures.open_lerobot(v21)
+
+
+def test_a_state_that_is_said_to_be_no_number_is_refused_when_opening(v21):
+    path = v21 / "meta/info.json"
+    path.write_text(path.read_text().replace('"dtype": "float32"', '"dtype": "string"', 1))
+    with pytest.raises(ValueError, match=r"no numeric feature .observation\.state., expected one of"):
+        fixtures.open_lerobot(v21)
+
+
+def test_tasks_that_changed_on_disk_fail_their_checksum(tmp_path):
+    v3 = fixtures.lerobot(tmp_path / "own", MADE)
+    path = v3 / "meta/tasks.parquet"
+    path.write_bytes(path.read_bytes().replace(b"push the block", b"push the clock"))
+    with pytest.raises(ValueError, match=r"own: meta cannot be read .*CRC"):
+        fixtures.open_lerobot(v3)
