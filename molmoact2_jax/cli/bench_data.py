@@ -16,7 +16,7 @@ import numpy as np
 
 from molmoact2_jax.checkpoint import config_json
 from molmoact2_jax.cli import dataset
-from molmoact2_jax.data import norm_stats, stats
+from molmoact2_jax.data import loader, norm_stats, stats
 from molmoact2_jax.data.source import EpisodeSource
 from molmoact2_jax.data.stream import Stream
 from molmoact2_jax.eval import throughput
@@ -27,8 +27,8 @@ def register(subparsers: Any) -> None:
     """Adds the parser of the command."""
     parser = subparsers.add_parser(
         "data",
-        description="Times reading, decoding, resizing, tokenising, packing and whole batches. All runs in this "
-        "process; rates per core are items per second of processor time.",
+        description="Times reading, decoding, resizing, tokenising, packing, planning (drawing, tokenising and packing "
+        "together) and whole batches. All runs in this process; rates per core are items per second of processor time.",
     )
     dataset.add_arguments(parser)
     parser.add_argument("--checkpoint", type=pathlib.Path, required=True, metavar="DIR", help="tokenizer and processor")
@@ -40,6 +40,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--frames", type=int, default=500, help="frames to decode and examples to make (default: 500)")
     parser.add_argument("--crop-size", type=int, metavar="PIXELS", help="resize to this (default: the checkpoint's)")
     parser.add_argument("--tokens", type=int, default=2100, help="of a row (default: 2100)")
+    formats = ("continuous", "discrete", "both")
+    parser.add_argument("--actions", choices=formats, default=formats[0], help="what is learnt (default: continuous)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of frames")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -53,17 +55,20 @@ def run(args: argparse.Namespace) -> int:
         sides = _resized(sides, args.crop_size)
     source = dataset.open_source(args, args.dataset)
     entry = recipe.RobotSet(args.dataset, args.tag or source.name)
-    choices = recipe.DataConfig(robots=(entry,), tokens=args.tokens, robot={"action_format": "continuous"})
+    choices = recipe.DataConfig(robots=(entry,), tokens=args.tokens, robot={"action_format": args.actions})
     if not args.tag:
         sides = _own_statistics(sides, source)
     stream = feed.robot_stream(cfg, choices, sides, [(entry, source)])
     runs = throughput.choose(source, args.frames, args.order, args.seed)
+    facts = _facts(args, source, stream)
     stages = [
         *throughput.picture_stages(source, runs, sides.encoding.processor),
-        *throughput.example_stages(stream, _drawn(source, args.frames, args.seed)),
+        *throughput.planning_stages(stream, _drawn(source, args.frames, args.seed)),
     ]
+    whole, report = throughput.batch_stages(stream, args.frames)
     source.close()
-    _show(args, _facts(args, source, stream), stages)
+    facts["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    _show(args, facts, [*stages, *whole], report)
     return 0
 
 
@@ -91,15 +96,20 @@ def _facts(args: argparse.Namespace, source: EpisodeSource, stream: Stream) -> d
         "crop_size": stream.shape.crop_size,
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "load_average": round(os.getloadavg()[0], 2),
     }
 
 
-def _show(args: argparse.Namespace, facts: dict[str, Any], stages: list[throughput.Stage]) -> None:
+def _show(
+    args: argparse.Namespace, facts: dict[str, Any], stages: list[throughput.Stage], report: loader.Report
+) -> None:
     if args.json:
-        print(json.dumps(facts | {"stages": [stage.to_json() for stage in stages]}, indent=1))
+        print(json.dumps(facts | {"stages": [stage.to_json() for stage in stages], "rows": report.scalars()}, indent=1))
         return
     print(", ".join(f"{key} {value}" for key, value in facts.items() if key != "digest"))
     for stage in stages:
         rates = f"{stage.rate:>10.1f}/s {stage.core_rate:>10.1f}/s per core"
         print(f"  {stage.name:<10} {stage.items:>7} {stage.unit:<9} {rates}")
+    filled = ", ".join(f"{part:.0%} of {name}" for name, part in report.fill().items())
+    bounds = ", ".join(f"{name} {count / report.rows:.0%}" for name, count in report.bounds.most_common())
+    print(f"  rows use {filled}; bounded by {bounds}")

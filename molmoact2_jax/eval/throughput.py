@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from molmoact2_jax import config
-from molmoact2_jax.data import images, loader, pack, pictures
+from molmoact2_jax.data import images, loader, pack, pictures, plan
 from molmoact2_jax.data.source import EpisodeSource
 from molmoact2_jax.data.stream import Stream
 
 WINDOW = 32  # frames of an episode decoded together in "sorted" order
 BATCH = 4  # rows
+KEPT = 64  # decoded pictures that wait for the resize: more would measure the memory they fill
 
 Runs = Sequence[tuple[int, Sequence[int]]]
 
@@ -62,15 +63,15 @@ def choose(source: EpisodeSource, frames: int, order: str, seed: int) -> Runs:
 
 def picture_stages(source: EpisodeSource, runs: Runs, processor: config.ProcessorConfig) -> Iterator[Stage]:
     """Times reading and decoding the cameras of some frames, together where a video holds them; then the resize."""
-    decoded: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
     episode, frames = runs[0]
     if source.encoded(episode, frames[0], source.cameras_of(episode)[0]) is None:
-        yield timed("decode", "images", lambda: _decode_video(source, runs, decoded))
+        yield timed("decode", "images", lambda: _decode_video(source, runs, kept))
     else:
         encoded: list[bytes] = []
         yield timed("read", "images", lambda: _read(source, runs, encoded))
-        yield timed("decode", "images", lambda: _decode(encoded, decoded))
-    yield timed("resize", "images", lambda: sum(images.crops_of(p, processor) is not None for p in decoded))
+        yield timed("decode", "images", lambda: _decode(encoded, kept))
+    yield timed("resize", "images", lambda: sum(images.crops_of(p, processor) is not None for p in kept))
 
 
 def _read(source: EpisodeSource, runs: Runs, encoded: list[bytes]) -> int:
@@ -80,31 +81,43 @@ def _read(source: EpisodeSource, runs: Runs, encoded: list[bytes]) -> int:
     return len(encoded)
 
 
-def _decode(encoded: Sequence[bytes], decoded: list[np.ndarray]) -> int:
-    decoded += [pictures.decode(data) for data in encoded]
-    return len(decoded)
+def _decode(encoded: Sequence[bytes], kept: list[np.ndarray]) -> int:
+    for data in encoded:
+        picture = pictures.decode(data)
+        if len(kept) < KEPT:
+            kept.append(picture)
+    return len(encoded)
 
 
-def _decode_video(source: EpisodeSource, runs: Runs, decoded: list[np.ndarray]) -> int:
+def _decode_video(source: EpisodeSource, runs: Runs, kept: list[np.ndarray]) -> int:
+    count = 0
     for episode, frames in runs:
         for view in source.frames(episode, frames, source.cameras_of(episode)).values():
-            decoded += list(view)
-    return len(decoded)
+            count += len(view)
+            kept += list(view[: max(0, KEPT - len(kept))])
+    return count
 
 
-def example_stages(stream: Stream, indices: Sequence[int]) -> Iterator[Stage]:
-    """Times tokenising (prompts, states, chunks), packing on sizes alone, and whole batches with pixels.
+def planning_stages(stream: Stream, indices: Sequence[int]) -> Iterator[Stage]:
+    """Times tokenising (prompts, states, chunks), packing on sizes alone, and the planner, which draws and does both.
 
     Args:
       stream: of one robot dataset.
-      indices: sound examples of it to tokenise and pack; as many go through whole batches, which the stream draws.
+      indices: sound examples of it to tokenise and pack; the planner draws as many.
     """
     metas: list[pack.Meta] = []
     yield timed("tokenise", "examples", lambda: _tokenise(stream, indices, metas))
     yield timed("pack", "examples", lambda: _pack(stream, metas))
+    yield timed("plan", "examples", lambda: _plan(stream, len(indices)))
+
+
+def batch_stages(stream: Stream, count: int) -> tuple[list[Stage], loader.Report]:
+    """Times whole batches, from draws to pixels, that hold `count` examples; the report says how full rows are."""
     running = loader.Loader({"robot": stream}, loader.Options(global_batch=BATCH))
-    yield timed("batches", "examples", lambda: _batches(running, len(indices)))
+    crops: list[int] = []
+    whole = timed("batches", "examples", lambda: _batches(running, count, crops))
     running.close()
+    return [whole, dataclasses.replace(whole, unit="images", items=sum(crops))], running.report
 
 
 def _tokenise(stream: Stream, indices: Sequence[int], metas: list[pack.Meta]) -> int:
@@ -120,8 +133,17 @@ def _pack(stream: Stream, metas: Sequence[pack.Meta]) -> int:
     return sum(len(row.examples) for row in packed)
 
 
-def _batches(running: loader.Loader, count: int) -> int:
+def _plan(stream: Stream, count: int) -> int:
+    planner = plan.RowPlanner(stream)
+    while planner.state()["position"] < count:
+        next(planner)
+    return planner.state()["position"]
+
+
+def _batches(running: loader.Loader, count: int, crops: list[int]) -> int:
     made = 0
     while made < count:
-        made += int((next(running).chunk_example >= 0).sum())
+        batch = next(running)
+        made += int((batch.chunk_example >= 0).sum())
+        crops.append(int(batch.crop_valid.sum()))
     return made

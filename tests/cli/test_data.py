@@ -220,10 +220,20 @@ def test_the_bench_times_every_stage(kind, first, sound, golden, capsys):
     content = json.loads(capsys.readouterr().out)
     assert content["crop_size"] == 98
     names = [stage["name"] for stage in content["stages"]]
-    expected = ["read", "decode", "resize", "tokenise", "pack", "batches"]
+    expected = ["read", "decode", "resize", "tokenise", "pack", "plan", "batches", "batches"]
     assert names == expected[expected.index(first) :]
+    assert content["stages"][-1]["unit"] == "images" and content["stages"][-1]["items"] >= 40
+    assert 0 < content["rows"]["fill/tokens"] <= 1 and "load_average" in content
+    assert sum(part for name, part in content["rows"].items() if name.startswith("bound/")) == pytest.approx(1)
     assert all(stage["items"] > 0 and stage["core_rate"] > 0 for stage in content["stages"])
     assert next(stage["items"] for stage in content["stages"] if stage["unit"] == "images") == 40
+
+
+def test_the_bench_prints_what_rows_hold_and_what_bounds_them(sound, golden, capsys):
+    words = ["data", str(sound[formats.PICTURES]), "--checkpoint", str(golden / "tiny"), "--frames", "20"]
+    assert main.dispatch([*words, "--tokens", "300"], {"data": main.Command("bench_data", "")}, "molmoact2 bench") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"rows use \d+% of tokens, \d+% of crops, \d+% of chunks; bounded by tokens 100%", shown)
 
 
 @pytest.mark.parametrize("name", data.COMMANDS)
