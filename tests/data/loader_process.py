@@ -23,9 +23,18 @@ def rows(loader, count):
     return found
 
 
+def made(root, options):
+    """Returns a loader of the toys, or of the real datasets under `root`."""
+    if root is None:
+        return toys.loader(**options)
+    import files
+
+    return files.loaded(root, **options)
+
+
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
-    loader = toys.loader(**options["loader"])
+    loader = made(options["root"], options["loader"])
     loader.restore(options["state"])
     print(json.dumps({"rows": rows(loader, options["count"]), "state": loader.state()}))
     loader.close()

@@ -10,6 +10,7 @@ import sys
 import time
 
 import checkpoints
+import files
 import loader_process
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ from molmoact2_jax.data.stream import RowShape, Stream
 HERE = pathlib.Path(__file__).parent
 
 
-def started(state, count, **options):
-    """Starts a process that loads `count` batches from a position."""
-    argument = json.dumps({"loader": options, "state": state, "count": count})
+def started(state, count, root=None, **options):
+    """Starts a process that loads `count` batches from a position: of the toys, or of the real datasets in `root`."""
+    argument = json.dumps({"loader": options, "state": state, "count": count, "root": root})
     environment = os.environ | {"PYTHONPATH": str(HERE)}
     command = [sys.executable, str(HERE / "loader_process.py"), argument]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -52,9 +53,20 @@ def run():
     return state, loader_process.rows(ours, 50), ours.state()
 
 
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory):
+    """As `run`, over files of every format."""
+    root = files.write(tmp_path_factory.mktemp("files"))
+    ours = files.loaded(root)
+    batches(ours, 5)
+    state = json.loads(json.dumps(ours.state()))
+    return state, loader_process.rows(ours, 50), ours.state(), str(root)
+
+
 def check_resumed(run, workers, processes):
-    state, expected, after = run
-    parts = [started(state, 50, workers=workers, processes=processes, process=p, prefetch=3) for p in range(processes)]
+    state, expected, after, *root = run
+    share = dict(workers=workers, processes=processes, prefetch=3)
+    parts = [started(state, 50, *root, process=p, **share) for p in range(processes)]
     results = [finished(part) for part in parts]
     merged = {number: digest for result in results for number, digest in result["rows"].items()}
     assert merged == expected
@@ -70,6 +82,16 @@ def test_a_new_process_goes_on_with_the_same_global_batches(run, workers, proces
 @pytest.mark.parametrize(("workers", "processes"), [(1, 1), (0, 2), (4, 2)])
 def test_any_number_of_workers_and_processes_goes_on_alike(run, workers, processes):
     check_resumed(run, workers, processes)
+
+
+def test_files_of_every_format_go_on_with_the_same_batches_in_new_processes(real_run):
+    check_resumed(real_run, workers=0, processes=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (1, 1), (4, 1), (1, 2), (4, 2)])
+def test_files_go_on_alike_with_any_number_of_workers_and_processes(real_run, workers, processes):
+    check_resumed(real_run, workers, processes)
 
 
 def test_the_position_is_that_of_the_batches_returned_not_of_those_made_ahead():
@@ -356,3 +378,15 @@ def test_memory_stays_flat_over_ten_thousand_batches():
         assert max(held[2:]) < held[1] + 8e6, held
     finally:
         ours.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="reads /proc")
+def test_memory_stays_flat_over_ten_thousand_batches_of_real_files(real_run):
+    ours = files.loaded(real_run[3])
+    held = []
+    for _ in range(10):
+        for _ in range(1000):
+            next(ours)
+        held.append(resident(os.getpid()))
+    assert max(held[3:]) < held[2] + 8e6, held
