@@ -26,11 +26,13 @@ class RowGroups:
         """Returns the bytes of the struct {bytes, path} in one row of a file.
 
         Raises:
-          ValueError: the row holds no picture.
+          ValueError: the file has no such column, or the row holds no picture.
           OSError, pyarrow.ArrowException: the file cannot be read.
         """
         with self._lock:
             file, bounds = self._open(path)
+            if column not in file.schema_arrow.names:
+                raise ValueError(f"no column {column}, expected one of {file.schema_arrow.names}")
             group = int(np.searchsorted(bounds, row, side="right")) - 1
             if (path, column, group) not in self._groups:
                 self._keep((path, column, group), file.read_row_group(group, columns=[column]).column(0))
@@ -51,7 +53,7 @@ class RowGroups:
         """Returns a file and the first row of each of its groups, and their end."""
         opened = self._files.pop(path, None)
         if opened is None:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, page_checksum_verification=True)
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             opened = file, np.concatenate([[0], np.cumsum(sizes)])
         self._files[path] = opened

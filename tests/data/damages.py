@@ -112,6 +112,19 @@ def remove_camera(kind, directory):
     clip(directory, 1).unlink()
 
 
+def flip_picture(kind, directory):
+    """Flips a byte inside the pictures of episode 1, of which the numbers know nothing."""
+    path = directory / "data/chunk-000/file-000.parquet"
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    (chunk,) = (c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == f"{CAMERA}.bytes")
+
+    def change(data):
+        data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0x55
+        return data
+
+    rewrite(path, change)
+
+
 def shorten_video(kind, directory):
     fixtures.encode(clip(directory, 2), fixtures.episodes()[2].cameras["image"][:6], "libx264", 10)
 
@@ -262,6 +275,7 @@ DAMAGES = {
     "mp4 cut short": Damage((V21,), "picture", "mp4", 2, cut_video),
     "mp4 with too few frames": Damage((V21,), "picture", "no frame within", 2, shorten_video),
     "missing camera": Damage((V21,), "picture", "mp4", 1, remove_camera),
+    "flipped byte in a picture": Damage((PICTURES,), "picture", "", 1, flip_picture),
     "timestamps off": Damage((V21,), "timestamp", "0.34", 2, shift_time),
     "wrong dtype": Damage((V21,), "unreadable", "int64", 1, whole_numbers),
     "wrong dtype of a shard": Damage((RLDS,), "unreadable", "", 1, other_dtype),

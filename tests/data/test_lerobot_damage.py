@@ -108,6 +108,15 @@ def test_an_embedded_picture_of_no_bytes_is_refused(tmp_path):
     source.frames(1, [0, 3], VIEWS)
 
 
+def test_a_camera_whose_column_is_missing_is_refused_by_frame(tmp_path):
+    root = fixtures.lerobot(tmp_path / "own", MADE, dtype="image")
+    rewrite(root / "data/chunk-000/file-000.parquet", lambda t: t.drop_columns(VIEWS[1]))
+    source = fixtures.open_lerobot(root)
+    with pytest.raises(SampleError, match=rf"own, episode 1, frame 2: {VIEWS[1]}: .*file-000.parquet: no column"):
+        source.frames(1, [2], VIEWS)
+    assert fixtures.code(source.frames(1, [2], VIEWS[:1])[VIEWS[0]][0]) == (1, 2, 0)
+
+
 def test_text_that_is_not_utf8_and_unknown_tasks_are_refused(tmp_path):
     v3 = fixtures.lerobot(tmp_path / "own", MADE)
     column = pa.array([b"caf\xe9", b"b"], pa.binary()).cast(pa.string(), safe=False)
