@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from molmoact2_jax.data import lerobot_index, lerobot_meta, oxe, store, table
+from molmoact2_jax.data.source import SampleError
 
 DEPTH_COLUMNS = ("depth_buffer_codes", "buffer_codes")
 NUM_DEPTH_CODES, NUM_DEPTH_CELLS = 128, 100
@@ -63,7 +62,6 @@ class LeRobotSource(table.TableSource):
         self._stored_as = {camera: lerobot_meta.stored_camera(meta, camera, tag.aliases) for camera in cameras}
         self._annotations = lerobot_meta.annotated_tasks(meta.root)
         self._task_of = self._tasks_of_episodes()
-        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._depth = {camera: self._companion(path, options) for camera, path in (depth or {}).items()}
 
     def tasks(self, episode: int, frame: int) -> tuple[str, ...]:
@@ -86,6 +84,10 @@ class LeRobotSource(table.TableSource):
         if camera is None:
             return None
         companion, column = self._depth[camera]
+        try:
+            companion.require(episode, [frame])
+        except SampleError as error:
+            raise self.error(episode, frame, f"{companion.name}: {error.reason}") from error
         codes = np.asarray(companion.column(column, episode)[frame], np.int64)
         if codes.shape != (NUM_DEPTH_CELLS,) or codes.min() < 0 or codes.max() >= NUM_DEPTH_CODES:
             given = f"{list(codes.shape)} codes from {codes.min()} to {codes.max()}"
@@ -100,9 +102,8 @@ class LeRobotSource(table.TableSource):
             raise self.error(episode, frames[0], f"no cameras {unknown}, expected some of {self.cameras}")
         if len(cameras) == 1:
             return {cameras[0]: self._read(episode, frames, cameras[0])}
-        if self._pool is None:
-            self._pool = concurrent.futures.ThreadPoolExecutor(len(self.cameras))
-        return dict(zip(cameras, self._pool.map(lambda camera: self._read(episode, frames, camera), cameras)))
+        read = self._files.threads().map(lambda camera: self._read(episode, frames, camera), cameras)
+        return dict(zip(cameras, read))
 
     def encoded(self, episode: int, frame: int, camera: str) -> bytes | None:
         self.require(episode, [frame])
@@ -119,14 +120,8 @@ class LeRobotSource(table.TableSource):
 
     def close(self) -> None:
         self._files.close()
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
         for companion, _ in self._depth.values():
             companion.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": None}
 
     def _read(self, episode: int, frames: Sequence[int], camera: str) -> np.ndarray:
         key = self._stored_as[camera]
@@ -162,7 +157,8 @@ class LeRobotSource(table.TableSource):
             raise ValueError(
                 f"{path}: no column of {DEPTH_COLUMNS}, expected a depth companion (`data depth` makes one)."
             )
-        if not np.array_equal(companion.episode_lengths, self.episode_lengths):
+        readable = (companion.episode_lengths > 0) & (self.episode_lengths > 0)
+        if not np.array_equal(companion.episode_lengths[readable], self.episode_lengths[readable]):
             raise ValueError(f"{path}: other episodes than {self._meta.root}. Annotate the dataset again.")
         return companion, column
 

@@ -132,6 +132,25 @@ def test_depth_codes_come_from_the_first_camera_with_a_companion(originals, tmp_
         fixtures.open_lerobot(root, depth={"": root})
 
 
+def test_damage_in_the_dataset_or_its_companion_costs_that_episode_only(tmp_path):
+    root = fixtures.lerobot_v21(tmp_path / "own", MADE)
+    depth = fixtures.copy(root, tmp_path / "own_depth")
+    info = json.loads((depth / "meta/info.json").read_text())
+    info["features"] = {k: v for k, v in info["features"].items() if v["dtype"] != "video"}
+    info["features"]["buffer_codes"] = {"dtype": "int16", "shape": [100], "names": None}
+    (depth / "meta/info.json").write_text(json.dumps(info))
+    for e, made in enumerate(MADE):
+        path = depth / f"data/chunk-000/episode_{e:06}.parquet"
+        codes = pa.array([[e] * 100] * len(made), pa.list_(pa.int16()))
+        pq.write_table(pq.read_table(path).append_column("buffer_codes", codes), path)
+    (root / "data/chunk-000/episode_000000.parquet").unlink()
+    path.write_bytes(path.read_bytes()[:-30])
+    source = fixtures.open_lerobot(root, depth={"": depth})
+    assert source.depth_codes(1, 4, VIEWS).tolist() == [1] * 100
+    with pytest.raises(SampleError, match=r"own, episode 2, frame 3: own_depth: the episode has 0 frames; .*parquet"):
+        source.depth_codes(2, 3, VIEWS)
+
+
 def test_joint_names_become_equal_within_a_tag():
     so100 = ("main_shoulder_pan", "main_gripper", "left_elbow_flex.pos", "wrist_roll")
     assert lerobot_meta.canonical(so100, "so100") == ("shoulder_pan", "gripper", "elbow_flex.pos", "wrist_roll")

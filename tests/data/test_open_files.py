@@ -1,4 +1,5 @@
 import pickle
+import threading
 
 import fixtures
 import numpy as np
@@ -20,6 +21,11 @@ def test_sources_share_what_they_keep_open_also_after_pickling(tmp_path):
             for e in (0, 1):
                 assert fixtures.code(source.frames(e, [2], source.cameras)[source.cameras[1]][0]) == (e, 2, 1)
         assert len(again[0]._files.decoders._open) == 2
+    names = {thread.name.rpartition("_")[0] for thread in threading.enumerate() if "ThreadPool" in thread.name}
+    assert len(names) == 2  # of the sources made first, and of their copies: not one for each source
+    for group in (sources, again):
+        group[0].close()
+    assert not [thread for thread in threading.enumerate() if thread.name.rpartition("_")[0] in names]
 
 
 def test_archives_keep_the_last_records_within_their_limit(tmp_path):
