@@ -51,8 +51,10 @@ def open_source(args: argparse.Namespace, spec: str) -> EpisodeSource:
         for position in np.flatnonzero(source.episode_lengths)[:1].tolist():
             source.column("state", position), source.column("action", position)
     except ValueError as error:
-        hint = " These are the columns of `own`; describe the dataset's with --as FILE." if args.meaning is None else ""
-        raise ValueError(f"{spec}: {str(error).removeprefix(f'{spec}: ')}{hint}") from error
+        said = str(error).removeprefix(f"{spec}: ")
+        foreign = args.meaning is None and any(words in said for words in ("no feature", "channels, expected"))
+        hint = " These are the columns of `own`; describe the dataset's with --as FILE." if foreign else ""
+        raise ValueError(f"{spec}: {said}{hint}") from error
     return source
 
 
