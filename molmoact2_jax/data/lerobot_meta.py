@@ -193,11 +193,15 @@ def annotated_tasks(root: pathlib.Path) -> dict[int, str]:
 
 
 def task_episodes(root: pathlib.Path) -> dict[int, int]:
-    """Reads `meta/task_to_episode.parquet`: {episode number: task_index}, {} without the file."""
+    """Reads `meta/task_to_episode.parquet`: {episode number: task_index}; {} without it, with a warning if damaged."""
     path = root / "meta" / "task_to_episode.parquet"
     if not path.exists():
         return {}
-    table = pq.read_table(path, columns=["task_index", "episode_index"])
+    try:
+        table = pq.read_table(path, columns=["task_index", "episode_index"])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        _log.warning("%s: %s. The tasks of the frames are used.", path, error)
+        return {}
     return dict(zip(table["episode_index"].to_pylist(), table["task_index"].to_pylist()))
 
 

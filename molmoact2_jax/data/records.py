@@ -41,7 +41,7 @@ def open_records(directory: str | os.PathLike[str], cache: str | os.PathLike[str
       cache: where the index of lines is kept, beside the data if None (`store.place`).
 
     Raises:
-      ValueError: there is neither kind of file, or both, or no record.
+      ValueError: there is neither kind of file, or both, or no record, or a Parquet file without a readable end.
     """
     root = pathlib.Path(directory)
     lines, tables = (sorted(root.glob(f"*.{kind}")) for kind in ("jsonl", "parquet"))
@@ -110,6 +110,7 @@ class Tables:
     """Parquet files. The row group read last is kept, since neighbours are often read together."""
 
     def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path]):
+        import pyarrow
         from pyarrow import parquet
 
         self.digest = store.digest(paths, root, "tables")
@@ -117,7 +118,10 @@ class Tables:
         self._groups: list[tuple[int, int]] = []
         self._starts = [0]
         for number, path in enumerate(paths):
-            metadata = parquet.read_metadata(path)
+            try:
+                metadata = parquet.read_metadata(path)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise ValueError(f"{path}: no Parquet file can be opened: {error}. Fetch it again.") from error
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
@@ -140,7 +144,8 @@ class Tables:
             if self._held is None or self._held[0] != place:
                 number, group = self._groups[place]
                 try:
-                    table = parquet.ParquetFile(self._paths[number]).read_row_group(group)
+                    file = parquet.ParquetFile(self._paths[number], page_checksum_verification=True)
+                    table = file.read_row_group(group)
                 except (OSError, pyarrow.ArrowException) as error:
                     raise ValueError(f"{self._paths[number]}, row group {group}: {error}") from error
                 self._held = place, table

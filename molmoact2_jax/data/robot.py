@@ -125,6 +125,10 @@ class RobotDataset:
         keys = sets[rng.randint(len(sets))] if len(sets) > 1 else sets[0]
         filmed = self._source.cameras_of(episode)
         keys = tuple(key for key in keys if key in filmed)
+        if not keys:
+            raise self._source.error(
+                episode, None, f"none of the cameras {list(sets[0])} filmed it, only {list(filmed)}"
+            )
         order = self._options.camera_order
         if order == "episode":
             places = cameras_lib.episode_order(

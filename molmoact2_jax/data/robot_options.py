@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,18 @@ def check(dataset: source.EpisodeSource, robot: Robot, encoding: Encoding, optio
     """
     _check_widths(dataset, robot, options)
     _check_parts(dataset.name, robot, encoding, options)
+    if options.annotated_task:
+        _count_annotations(dataset)
+
+
+def _count_annotations(dataset: source.EpisodeSource) -> None:
+    lacking = 0
+    for episode in range(dataset.num_episodes):
+        with contextlib.suppress(source.SampleError):  # one that cannot be read is refused with its example
+            lacking += dataset.annotation(episode) is None
+    if lacking:
+        given = f"{dataset.name}: {lacking} of {dataset.num_episodes} episodes"
+        logger.warning("%s have no annotated instruction, their own is used", given)
 
 
 def _check_widths(dataset: source.EpisodeSource, robot: Robot, options: Options) -> None:

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import math
 import os
 import pathlib
 import zlib
@@ -170,8 +171,12 @@ class VlmDataset:
         return dataclasses.replace(processor, max_crops=self._options.high_res_crops)
 
     def _shown(self, record: Mapping[str, Any], settings: config.ProcessorConfig, seed: tuple[int, int, int]) -> Shown:
+        if record.get("video") and record.get("images"):
+            raise ValueError("images and a video in one record, expected either. Make two records of it")
         if record.get("video"):
             duration = record.get("duration") or films.header(self._path(record["video"])).duration
+            if not 0 < duration < math.inf:
+                raise ValueError(f"duration: {duration}, expected seconds above 0")
             seconds = tuple(float(second) for second in clips.times(duration, settings))
             return Shown(settings, seed, video=record["video"], seconds=seconds)
         found = tuple(record.get("images") or ())

@@ -185,6 +185,10 @@ def open_sets(
         raise ValueError(f"{root}: none of the {len(wanted)} sets of mixture {name!r}, e.g. {wanted[0].name}. Add one.")
     if missing:
         logger.warning("%s: %d of %d sets are not on disk: %s", root, len(missing), len(wanted), ", ".join(missing))
+    named = {row.name for row in rows}
+    others = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.name not in named)
+    if others:
+        logger.warning("%s: no row names these directories, they are not read: %s", root, ", ".join(others))
     datasets = []
     for row in found:
         own = dataclasses.replace(options, weighting=row.weighting, high_res=row.high_res)

@@ -99,6 +99,10 @@ def test_annotations_replace_nothing_by_themselves_but_are_there(v3, caplog):
     with caplog.at_level(logging.WARNING):
         assert fixtures.open_lerobot(v3).annotation(0) is None
     assert "unique episode numbers" in caplog.text
+    (v3 / "meta/task_to_episode.parquet").write_bytes(b"PAR1")
+    with caplog.at_level(logging.WARNING):
+        assert fixtures.open_lerobot(v3).same_task(1).tolist() == [1]
+    assert "task_to_episode.parquet" in caplog.text
 
 
 def companion(root, directory, codes):

@@ -184,6 +184,13 @@ def test_an_episode_that_was_not_filmed_by_all_cameras_shows_those_it_has(tiny):
     assert len(made.pixels(made.example(6, 0))[0]) == 1
 
 
+def test_an_episode_that_none_of_the_cameras_filmed_is_a_damaged_sample(tiny):
+    made = dataset(tiny, [episode(tiny), episode(tiny, names=("wrist_image",))], tag_fields={"cameras": ("image",)})
+    assert made.example(0, 0).num_crops == 1
+    with pytest.raises(SampleError, match=r"toy, episode 1: none of the cameras \['image'\] filmed it"):
+        made.example(6, 0)
+
+
 def test_cameras_match_by_the_end_of_their_names(tiny):
     keys = ("observation.images.wrist_image", "observation.images.image")
     made = dataset(tiny, tag_fields={"cameras": keys})
@@ -202,6 +209,14 @@ def test_annotations_replace_the_task_only_where_asked_and_present(tiny):
     assert "grasp the red bowl gently" in text_of(tiny, made.example(0, 0))
     assert "pick up the bowl" in text_of(tiny, made.example(6, 0))
     assert "pick up the bowl" in text_of(tiny, dataset(tiny, both).example(0, 0))
+
+
+def test_missing_annotations_are_counted_when_the_dataset_is_opened(tiny, caplog):
+    both = [episode(tiny, annotation="grasp the red bowl gently"), episode(tiny, seed=1)]
+    dataset(tiny, both)
+    assert "annotated" not in caplog.text
+    dataset(tiny, both, annotated_task=True)
+    assert "toy: 1 of 2 episodes have no annotated instruction, their own is used" in caplog.text
 
 
 def test_sampled_annotations_come_from_episodes_of_the_same_task(tiny):

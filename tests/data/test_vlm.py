@@ -241,6 +241,9 @@ def test_host_augmentation_is_a_function_of_the_example(root, encoding):
         ({"messages": asked("a <im_patch> b", "!")}, "spells image tokens"),
         ({"messages": asked("?", "!"), "video": "none.mp4"}, "none.mp4"),
         ({"messages": asked("?", "!"), "images": 3}, "TypeError"),
+        ({"messages": asked("?", "!"), "images": ["0.png"], "video": "clip.mp4"}, "expected either"),
+        ({"messages": asked("?", "!"), "video": "clip.mp4", "duration": -1.0}, "seconds above 0"),
+        ({"messages": asked("?", "!"), "video": "clip.mp4", "duration": math.nan}, "seconds above 0"),
         ({"images": ["0.png"], "sizes": [[1, 1], [2, 2]], "messages": MARKED}, "sizes: 2, expected 1"),
     ],
 )  # fmt: skip
@@ -316,6 +319,23 @@ def test_bad_bytes_in_lines_are_damaged_samples(root, encoding):
             made.example(i, 0)
 
 
+def test_a_damaged_parquet_file_is_named_and_a_damaged_page_is_a_damaged_sample(tmp_path, encoding):
+    rows = [{"messages": asked(f"{i}?", "yes")} for i in range(4)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2, write_page_checksum=True)
+    made = vlm.VlmDataset(vlm.Set.open("set", tmp_path), encoding)
+    data = bytearray(path.read_bytes())
+    chunk = parquet.read_metadata(path).row_group(1).column(0)
+    data[chunk.dictionary_page_offset + chunk.total_compressed_size - 2] ^= 1
+    path.write_bytes(data)
+    assert made.example(1, 0).num_crops == 0
+    with pytest.raises(SampleError, match=r"set, episode 2: .*a.parquet, row group 1: .*CRC"):
+        made.example(2, 0)
+    path.write_bytes(data[:-10])
+    with pytest.raises(ValueError, match=r"a.parquet: no Parquet file can be opened"):
+        vlm.Set.open("set", tmp_path)
+
+
 def test_a_directory_without_records_or_with_both_kinds_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"0 \.jsonl and 0 \.parquet"):
         records.open_records(tmp_path)
@@ -349,7 +369,10 @@ def test_sets_that_are_not_on_disk_are_returned_and_logged(tmp_path, encoding, c
     assert [d.name for d in found.datasets] == ["sat", "tulu4"]
     assert [share.size for share in found.shares] == [4, 9]
     assert len(found.missing) == len(vlm_registry.ROWS) - 2 and "clevr" in found.missing
-    assert "clevr" in caplog.text
+    assert "clevr" in caplog.text and "no row names" not in caplog.text
+    (tmp_path / "my_set").mkdir()
+    vlm_registry.open_sets(tmp_path, encoding)
+    assert "no row names these directories, they are not read: my_set" in caplog.text
     with pytest.raises(ValueError, match="none of the"):
         vlm_registry.open_sets(tmp_path / "sat", encoding)
     with pytest.raises(ValueError, match="expected one of"):
