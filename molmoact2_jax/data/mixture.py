@@ -17,15 +17,6 @@ logger = logging.getLogger(__name__)
 DATA_SEED = 50189
 TRAINER_SEED = 6198
 VLM_RATE = 0.1  # of examples in one mixed stream, of steps where there are two streams
-ROBOT_RATES = {
-    "yam_dual_molmoact2": 0.30,
-    "so100_so101_molmoact2": 0.30,
-    "franka_droid": 0.30,
-    "franka_molmoact": 0.025,
-    "google_robot_bc_z": 0.025,
-    "google_robot_fractal": 0.025,
-    "widowx_bridge": 0.025,
-}  # by norm tag, inside the robot part (`training.md` 4.1)
 
 
 @dataclasses.dataclass(frozen=True)

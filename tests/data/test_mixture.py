@@ -2,11 +2,37 @@
 
 import itertools
 import math
+import pathlib
+import runpy
 
 import numpy as np
 import pytest
 
-from molmoact2_jax.data import mixture
+from molmoact2_jax.data import mixture, vlm_registry
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+ROBOTS = {
+    "yam_dual_molmoact2": 0.30,
+    "so100_so101_molmoact2": 0.30,
+    "franka_droid": 0.30,
+    "franka_molmoact": 0.025,
+    "google_robot_bc_z": 0.025,
+    "google_robot_fractal": 0.025,
+    "widowx_bridge": 0.025,
+}  # the paper, section 4.1.2: "YAM, SO-100/101, and DROID each receive 30%", "the remaining 10% is split"
+TABLE_1 = {"image_qa": 0.115, "video_qa": 0.092, "image_pointing": 0.046, "video_pointing": 0.069,
+           "video_tracking": 0.069, "captions": 0.069, "er_image_qa": 0.11, "er_pointing": 0.11, "er_detection": 0.01,
+           "er_video_qa": 0.10, "er_multi_image": 0.09, "er_abstract": 0.04, "nlp": 0.08}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["pretrain", "posttrain", "posttrain_think"])
+def test_the_recipes_have_the_paper_s_weights(name):
+    data = runpy.run_path(CONFIGS / f"{name}.py")["get_config"]().data
+    assert dict(data.tag_rates) == ROBOTS and {robot["tag"] for robot in data.robots} == set(ROBOTS)
+    families = vlm_registry.MIXTURES[data.vlm_mixture]
+    rates = mixture.blended(data.tag_rates, families, [*ROBOTS, *families], data.vlm_rate)
+    expected = {k: 0.9 * v for k, v in ROBOTS.items()} | {k: 0.1 * v for k, v in TABLE_1.items()}
+    assert rates == pytest.approx(expected)
 
 
 def test_inside_a_tag_datasets_share_by_the_root_of_their_sizes():
@@ -19,7 +45,7 @@ def test_inside_a_tag_datasets_share_by_the_root_of_their_sizes():
 
 
 def test_a_group_without_data_leaves_its_part_to_the_others_and_says_so(caplog):
-    found = mixture.weights([mixture.Share("a", "yam", 9)], mixture.ROBOT_RATES | {"yam": 0.1})
+    found = mixture.weights([mixture.Share("a", "yam", 9)], ROBOTS | {"yam": 0.1})
     np.testing.assert_allclose(found, [1.0])
     assert "franka_droid" in caplog.text
 
@@ -31,14 +57,14 @@ def test_size_factors_are_the_released_ones(factor, expected):
 
 def test_pre_training_gives_robots_nine_tenths():
     vlm = {"qa": 3.0, "nlp": 1.0}
-    rates = mixture.blended(mixture.ROBOT_RATES, vlm, [*mixture.ROBOT_RATES, *vlm])
+    rates = mixture.blended(ROBOTS, vlm, [*ROBOTS, *vlm])
     assert math.isclose(sum(rates.values()), 1)
     assert math.isclose(rates["franka_droid"], 0.27) and math.isclose(rates["qa"], 0.075)
 
 
 def test_robots_keep_nine_tenths_whichever_groups_are_absent(caplog):
     shares = [mixture.Share("arm", "franka_droid", 10), mixture.Share("cups", "qa", 1000)]
-    rates = mixture.blended(mixture.ROBOT_RATES, {"qa": 1.0, "nlp": 9.0}, {share.group for share in shares})
+    rates = mixture.blended(ROBOTS, {"qa": 1.0, "nlp": 9.0}, {share.group for share in shares})
     np.testing.assert_allclose(mixture.weights(shares, rates), [0.9, 0.1])
     assert "no dataset of group nlp" in caplog.text and "yam_dual_molmoact2" in caplog.text
     strangers = [mixture.Share("arm", "own", 10), mixture.Share("cups", "qa", 5)]
