@@ -1,9 +1,13 @@
 import dataclasses
 import json
+import subprocess
+import sys
 import time
 
 import formats
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from molmoact2_jax.data import fit_report, memory, norm_stats, stats
@@ -52,6 +56,47 @@ def test_a_million_frames_of_fourteen_channels_take_less_than_thirty_seconds():
     found = stats.exact([rows[:333_333], rows[333_333:]], [f"j{i}" for i in range(14)], [True] * 14)
     seconds = time.perf_counter() - start
     np.testing.assert_array_equal(found.q99, np.quantile(rows.astype(np.float64), 0.99, axis=0))
+    assert seconds < 30
+
+
+def numbers_only(root, state, action, episodes):
+    """Writes a LeRobot v2.1 dataset without cameras."""
+    names, length = [f"joint_{i}" for i in range(state.shape[1])], len(state) // episodes
+    whole = {"dtype": "int64", "shape": [1], "names": None}
+    vector = {"dtype": "float32", "shape": [len(names)], "names": names}
+    features = {"observation.state": vector, "action": vector, "timestamp": whole | {"dtype": "float32"}}
+    features |= {name: whole for name in ("frame_index", "episode_index", "index", "task_index")}
+    info = {"codebase_version": "v2.1", "fps": 30, "chunks_size": 1000, "features": features,
+            "data_path": "data/episode_{episode_index:06d}.parquet", "video_path": None}  # fmt: skip
+    for name in ("data", "meta"):
+        (root / name).mkdir(parents=True)
+    for e in range(episodes):
+        rows, frames = slice(e * length, (e + 1) * length), np.arange(length)
+        table = {name: pa.FixedSizeListArray.from_arrays(pa.array(values[rows].ravel()), len(names))
+                 for name, values in (("observation.state", state), ("action", action))}  # fmt: skip
+        table |= {"timestamp": (frames / 30).astype(np.float32), "frame_index": frames, "index": frames + rows.start}
+        table |= {"episode_index": frames * 0 + e, "task_index": frames * 0}
+        pq.write_table(pa.table(table), root / f"data/episode_{e:06}.parquet")
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    lines = ({"episode_index": e, "tasks": ["go"], "length": length} for e in range(episodes))
+    (root / "meta" / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "meta" / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": "go"}) + "\n")
+    return root
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_million_frames_in_files_in_less_than_thirty_seconds(tmp_path):
+    state, action = RNG.normal(size=(2, 1_000_000, 14)).astype(np.float32)
+    directory = numbers_only(tmp_path / "arm", state, action, episodes=20)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "molmoact2_jax.cli.main", "data", "stats", directory]
+    subprocess.run([*command, "--tag", "arm", "--out", tmp_path / "n.json"], check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    tag = norm_stats.load(tmp_path / "n.json").tag("arm")
+    for found, values in ((tag.state, state), (tag.action, action)):
+        expected = np.quantile(values.astype(np.float64), LEVELS, axis=0)
+        np.testing.assert_array_equal([getattr(found, q) for q in norm_stats.QUANTILES], expected)
+        assert found.count == 1_000_000
     assert seconds < 30
 
 
