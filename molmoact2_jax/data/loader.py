@@ -102,7 +102,8 @@ class Report:
         found = {f"fill/{name}": part for name, part in self.fill().items()}
         found |= {f"bound/{name}": count / max(1, self.rows) for name, count in self.bounds.items()}
         for kind in ("skipped", "noted", "damaged"):
-            found |= {f"{kind}/{reason}": float(count) for reason, count in getattr(self, kind).items()}
+            counts = getattr(self, kind).items()
+            found |= {f"{kind}/{reason.replace(' ', '_')}": float(count) for reason, count in counts}
         return found | {"quarantined": float(len(self.quarantined))}
 
 

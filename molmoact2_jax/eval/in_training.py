@@ -24,7 +24,8 @@ class ValidationLoss:
         """Makes the batches."""
         sets = [dataclasses.replace(entry, path="") for entry in made.recipe.data.robots]
         stream = feed.robot_stream(made.model, made.recipe.data, sides, list(zip(sets, (h.source for h in held))))
-        share = loader.Options(made.recipe.batch_size, jax.process_index(), jax.process_count())
+        # Whether too much is damaged is for the loader of the training to say: here a single episode may be a tenth.
+        share = loader.Options(made.recipe.batch_size, jax.process_index(), jax.process_count(), max_damage=1.0)
         with_pixels = loader.Loader({"robot": stream}, share)
         self._made = made
         self._batches = [next(with_pixels) for _ in range(made.recipe.evaluate.batches)]

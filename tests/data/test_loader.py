@@ -264,7 +264,7 @@ def test_the_report_says_how_full_rows_are_and_what_bounds_them():
     assert max(fill.values()) > 0.8
     scalars = report.scalars()
     assert sum(part for name, part in scalars.items() if name.startswith("bound/")) == pytest.approx(1)
-    assert scalars["fill/tokens"] == fill["tokens"] and scalars["skipped/asked to"] == report.skipped["asked to"]
+    assert scalars["fill/tokens"] == fill["tokens"] and scalars["skipped/asked_to"] == report.skipped["asked to"]
     assert scalars["quarantined"] == len(report.quarantined) > 0
 
 
