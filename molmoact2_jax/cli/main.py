@@ -62,8 +62,10 @@ EXTRAS: dict[str, str] = {
     "orbax": "train",
     "pyarrow": "train",
     "scipy": "train",
+    "starlette": "serve",
     "tensorboardX": "train",
     "tensorflow_datasets": "train",
+    "uvicorn": "serve",
     "wandb": "wandb",
     "websockets": "serve",
 }
