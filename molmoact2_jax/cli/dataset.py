@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from molmoact2_jax.checkpoint import config_json
 from molmoact2_jax.cli import meter
-from molmoact2_jax.data import catalog, meanings, oxe, table
+from molmoact2_jax.data import catalog, example, meanings, oxe, repack, table
 from molmoact2_jax.data.source import EpisodeSource
+from molmoact2_jax.text import tokenizer
 
 OWN = oxe.Tag("own", 0, "", "")  # a LeRobot dataset whose columns have their usual names
 
@@ -66,3 +68,19 @@ def meaning(name: str | None, spec: str) -> oxe.Row | oxe.Tag | str | None:
     if not name.endswith(".json"):
         return name
     return meanings.read(pathlib.Path(name))
+
+
+def holds_records(spec: str) -> bool:
+    """Says whether a directory is a multimodal set: JSON lines or Parquet files, and no robot dataset."""
+    root = pathlib.Path(spec)
+    robots = ("features.json", repack.MANIFEST, "meta/info.json")
+    return any(any(root.glob(f"*.{kind}")) for kind in ("jsonl", "parquet")) and not any(
+        (root / name).exists() for name in robots
+    )
+
+
+def encoding(checkpoint: pathlib.Path) -> example.Encoding:
+    """Reads the tokenizer and the processor of a checkpoint."""
+    cfg = config_json.load(checkpoint)
+    text = tokenizer.Tokenizer.load(checkpoint)
+    return example.Encoding(text, cfg.tokens, config_json.load_processor(checkpoint, cfg.vit))

@@ -45,6 +45,7 @@ class Report:
       entries: what to quarantine because of the errors.
       lost: part of the frames that have errors.
       stopped: why the examination ended early, "" where it did not.
+      unit: what episodes are called: "record" in a multimodal set, where each counts as one frame.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class Report:
     entries: tuple[quarantine.Entry, ...]
     lost: float
     stopped: str
+    unit: str = "episode"
 
     @property
     def counts(self) -> dict[str, int]:

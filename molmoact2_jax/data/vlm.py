@@ -23,7 +23,7 @@ import math
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,9 +88,10 @@ class Set(NamedTuple):
 
 
 class VlmDataset:
-    """The records of one set."""
+    """The records of one set. Those that its quarantine names by number are skipped, not renumbered."""
 
-    def __init__(self, data: Set, encoding: Encoding, options: Options = Options()):
+    def __init__(self, data: Set, encoding: Encoding, options: Options = Options(), quarantined: Collection[int] = ()):
+        self._quarantined = frozenset(quarantined)
         self.name, self.parts = data.name, len(data.found)
         self.problems: tuple[SampleError, ...] = ()  # records are read one by one
         self.digest = hashlib.sha256(repr((data.found.digest, options)).encode()).hexdigest()
@@ -102,6 +103,8 @@ class VlmDataset:
 
     def example(self, index: int, epoch: int) -> Example:
         """Makes the example of a record; see `example.Dataset`."""
+        if index in self._quarantined:
+            raise example_lib.Skipped("quarantined")
         try:
             return self._example(self._data.found[index], index, epoch)
         except example_lib.Skipped:

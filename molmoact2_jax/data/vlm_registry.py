@@ -13,10 +13,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from molmoact2_jax.data import mixture, vlm
+from molmoact2_jax.data import mixture, quarantine, vlm
 from molmoact2_jax.data.example import Encoding, Weighting
 
 logger = logging.getLogger(__name__)
+QUARANTINE = "quarantine.jsonl"
 
 POINTING = Weighting(0.2, root_length=False, root_conversations=False)
 CAPTIONS = Weighting(0.1, root_length=False, root_conversations=False)
@@ -166,7 +167,7 @@ def open_sets(
     """Opens the sets of a mixture that lie under a directory; the others are returned and logged by name.
 
     Args:
-      root: has a directory per set.
+      root: has a directory per set, and perhaps `quarantine.jsonl`, which names records of them that nobody draws.
       encoding: of the checkpoint.
       name: key of `MIXTURES`.
       options: of all sets; weights and high resolution are the rows'.
@@ -189,9 +190,10 @@ def open_sets(
     others = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.name not in named)
     if others:
         logger.warning("%s: no row names these directories, they are not read: %s", root, ", ".join(others))
-    datasets = []
+    datasets, spoiled = [], quarantine.read(root / QUARANTINE)
     for row in found:
+        left_out = {entry.episode for entry in spoiled if entry.dataset == row.name}
         own = dataclasses.replace(options, weighting=row.weighting, high_res=row.high_res)
-        datasets.append(vlm.VlmDataset(vlm.Set.open(row.name, root / row.name), encoding, own))
+        datasets.append(vlm.VlmDataset(vlm.Set.open(row.name, root / row.name), encoding, own, left_out))
     shares = tuple(mixture.Share(r.name, r.group, len(d), r.factor, r.rate) for r, d in zip(found, datasets))
     return Opened(tuple(datasets), shares, rates, missing)

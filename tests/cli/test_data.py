@@ -120,6 +120,22 @@ def test_the_check_quarantines_and_is_clean_the_second_time(sound, tmp_path, cap
     assert report["counts"]["error"] == 0 and report["quarantined"] == 5
 
 
+def test_a_multimodal_set_is_checked_as_training_reads_it(tmp_path, golden, capsys):
+    home, listed = tmp_path / "sat", tmp_path / "quarantine.jsonl"
+    home.mkdir()
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cup."}]
+    lines = [{"messages": turns}, {"messages": turns[:1]}]
+    (home / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("check", home) == 2
+    assert "a multimodal set, expected --checkpoint DIR" in capsys.readouterr().out
+    words = ("check", home, "--checkpoint", golden / "tiny", "--budget", "0.5", "--quarantine", listed)
+    assert run(*words) == 1
+    shown = capsys.readouterr().out
+    assert "sat: 2 of 2 records: 1 error" in shown and "record 1: ValueError: messages: roles ['user']" in shown
+    assert run(*words) == 0
+    assert "1 records were quarantined before" in capsys.readouterr().out
+
+
 def test_the_check_stops_over_budget_and_says_what_to_do(sound, tmp_path, capsys):
     directory = damages.hurt("wrong fps", formats.V3, sound, tmp_path)
     assert run("check", directory, "--budget", "0.05", "--every", "0") == 3
