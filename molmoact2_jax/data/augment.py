@@ -1,8 +1,8 @@
 """Training augmentation of one picture on the host, with Pillow's own operations, as the released trainer calls them.
 
 The reference of the device version, and the named host mode in the released order: at the camera's size, before the
-resize. Source: `io.md` 3.7. Equal to torchvision 0.28 to the bit for the same draw, but for one level in some of 100 000
-values of a blurred picture, whose sum torchvision forms in another order.
+resize. Source: `io.md` 3.7. For the same draw equal to torchvision 0.28 to the bit, but for one level in some of
+100 000 values of a blurred picture, whose sum torchvision forms in another order.
 """
 
 from __future__ import annotations

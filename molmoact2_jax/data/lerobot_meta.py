@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _log = logging.getLogger(__name__)
+_INDEX_NAMES = {"episode_index", "__index_level_0__"}
 _NUMBERS = ("float", "int", "uint", "bool")  # how the types of numeric features begin
 
 
@@ -182,14 +183,23 @@ def annotated_tasks(root: pathlib.Path) -> dict[int, str]:
         return {}
     try:
         table = pq.read_table(path)
-        number = next(name for name in table.column_names if name in ("episode_index", "__index_level_0__"))
-        numbers, texts = table[number].to_pylist(), strings(table["task"])
-        if len(table.column_names) != 2 or len(set(numbers)) != len(numbers):
+        numbers, texts = _index(table), strings(table["task"])
+        if set(table.column_names) - _INDEX_NAMES != {"task"} or len(set(numbers)) != len(texts):
             raise ValueError("expected an index of unique episode numbers and one column task")
-    except (StopIteration, KeyError, ValueError, OSError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
         _log.warning("%s: %s. The original instructions are used.", path, error)
         return {}
     return dict(zip(map(int, numbers), texts))
+
+
+def _index(table: pa.Table) -> list[int]:
+    """Returns the index of a data frame that pandas wrote: a column, or for one that counts only its description."""
+    for name in _INDEX_NAMES & set(table.column_names):
+        return table[name].to_pylist()
+    described = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    for counting in described.get("index_columns", []):
+        return list(range(counting["start"], counting["stop"], counting["step"]))
+    raise ValueError("no index of episode numbers")
 
 
 def task_episodes(root: pathlib.Path) -> dict[int, int]:

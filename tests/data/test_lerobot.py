@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import pathlib
 import pickle
 import shutil
 
@@ -69,6 +70,25 @@ def test_every_format_reads_back_as_written(originals, name):
         assert source.same_task(e).tolist() == [e]
 
 
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_a_dataset_written_by_lerobot_reads_as_lerobot_reads_it(tmp_path, version):
+    root = fixtures.copy(pathlib.Path(__file__).parent / "by_lerobot" / version, tmp_path / "own")
+    source, frames = fixtures.open_lerobot(root), np.load(root / "frames.npz")
+    assert source.episode_lengths.tolist() == [4, 3] and source.fps == 10 and source.problems == ()
+    assert source.action_names == ("a.pos", "b.pos", "gripper.pos")
+    assert source.cameras == ("observation.images.front", "observation.images.wrist")
+    for e, length in enumerate((4, 3)):
+        numbers = 10 * e + np.arange(length)[:, None] + np.arange(3) / 10
+        np.testing.assert_array_equal(source.column("state", e), numbers.astype(np.float32))
+        expected = numbers[[*range(1, length), length - 1]].astype(np.float32) + 100
+        np.testing.assert_array_equal(source.chunk(e, 1, length).actions, expected)
+        assert source.tasks(e, 0) == (f"öffne Schublade {e}",)
+        order = list(range(length))[::-1]
+        for camera, view in source.frames(e, order, source.cameras).items():
+            start = int(source.episode_starts[e])
+            np.testing.assert_array_equal(view, frames[camera.rpartition(".")[2]][start : start + length][::-1])
+
+
 def test_a_source_pickles_without_open_files(originals):
     source = fixtures.open_lerobot(originals["v3.0 H264"])
     before = source.frames(2, [8, 0], VIEWS)
@@ -95,6 +115,13 @@ def test_annotations_replace_nothing_by_themselves_but_are_there(v3, caplog):
     assert [source.annotation(e) for e in range(3)] == ["grasp the mug", None, None]
     assert source.task(0, 0) == MADE[0].task
     assert source.same_task(1).tolist() == [0, 1] and source.same_task(2).tolist() == [2]
+    # pandas keeps no column of an index that counts 0, 1, 2, ...
+    counting = {"kind": "range", "name": "episode_index", "start": 1, "stop": 3, "step": 1}
+    described = {b"pandas": json.dumps({"index_columns": [counting]}).encode()}
+    pq.write_table(
+        pa.table({"task": ["b", "c"]}).replace_schema_metadata(described), v3 / "meta/tasks_annotated.parquet"
+    )
+    assert [fixtures.open_lerobot(v3).annotation(e) for e in range(3)] == [None, "b", "c"]
     pq.write_table(pa.table({"task": ["a", "b"], "episode_index": [0, 0]}), v3 / "meta/tasks_annotated.parquet")
     with caplog.at_level(logging.WARNING):
         assert fixtures.open_lerobot(v3).annotation(0) is None
