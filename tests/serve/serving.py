@@ -23,13 +23,14 @@ def pictures(seed=0, count=2):
 
 
 @contextlib.contextmanager
-def served(policy, *, token=None, max_bytes=1 << 20, **settings):
+def served(policy, *, token=None, max_bytes=1 << 20, warm=True, **settings):
     """Starts a ready server; yields it."""
     chosen = service.Settings(
         norm_tag="libero", cameras=("image", "wrist_image"), **({"max_task_tokens": 24} | settings)
     )
     made = service.Service(policy, chosen)
-    made.warm()
+    if warm:
+        made.warm()
     running = server.Server(routes.State(token, max_bytes), port=0)
     try:
         digest = metadata.fingerprint(policy.cfg, policy.params)
