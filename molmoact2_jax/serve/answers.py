@@ -26,12 +26,15 @@ def action(host: observe.Host, one: Prepared, outcome: program.Outcome, index: i
         tokens = np.concatenate([tokens, answer])
         trajectory, robot = _decoded(host, one, answer, strict=chosen.strict)
     steps = chosen.n_action_steps or one.tag.n_action_steps or host.horizon(one.tag)
+    cache = None
+    if codes is not None and len(codes) == host.cfg.num_depth_codes:
+        cache = DepthCache(one.first.copy(), codes)  # a camera may write its next picture into the same array
     return Action(
         actions=np.ascontiguousarray(robot[:steps, : host.channels(one.tag)]),
         trajectory=trajectory,
         token_ids=tokens if tokens.size else None,
         depth_codes=codes,
-        depth_cache=None if codes is None or len(codes) != host.cfg.num_depth_codes else DepthCache(one.first, codes),
+        depth_cache=cache,
         passes=passes,
         changed_cells=None if codes is None else one.changed,
     )
@@ -68,7 +71,8 @@ def _depth(host: observe.Host, outcome: program.Outcome, index: int) -> tuple[np
     codes = np.asarray(outcome.codes.codes)[index]
     end = free if free.size else [ids.end]
     span = np.concatenate([[ids.start], codes + ids.first, end]).astype(np.int64)
-    return span, codes, int(outcome.codes.passes) + len(free)
+    late = 1 + len(free) if free.size else 0  # a span that ends late is read once more, then decoded on
+    return span, codes, int(outcome.codes.passes) + late
 
 
 def _decoded(host: observe.Host, one: Prepared, answer: np.ndarray, *, strict: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -16,12 +16,10 @@ import numpy as np
 from molmoact2_jax.batch import Observation
 from molmoact2_jax.checkpoint import hf
 from molmoact2_jax.config import ModelConfig
-from molmoact2_jax.data import depth as depth_masks
-from molmoact2_jax.data import images as image_lib
 from molmoact2_jax.data import normalize
 from molmoact2_jax.models import decode
 from molmoact2_jax.nn.params import Params
-from molmoact2_jax.serve import answers, cache_dir, observe, program, session
+from molmoact2_jax.serve import answers, cache_dir, drafts, observe, program, session
 from molmoact2_jax.serve.records import Action, DepthCache, Options, Prepared
 from molmoact2_jax.serve.runner import Runner
 from molmoact2_jax.text import prompt
@@ -143,10 +141,10 @@ class Policy:
         Robots of different horizon or number of cameras run as separate batches. Other arguments: `predict_action`.
         """
         chosen = Options.of(options, self.host)
-        caches = [None] * len(observations) if depth_caches is None else depth_caches
-        noises = [None] * len(observations) if noise is None else noise
+        caches = _one_each("depth_caches", depth_caches, len(observations))
+        noises = _one_each("noise", noise, len(observations))
         begin = time.perf_counter()
-        prepared = [self._prepare(o, c, n, chosen) for o, c, n in zip(observations, caches, noises, strict=True)]
+        prepared = [self._prepare(o, c, n, chosen) for o, c, n in zip(observations, caches, noises)]
         before = 1e3 * (time.perf_counter() - begin)
         groups: dict[tuple, list[int]] = {}
         for i, one in enumerate(prepared):
@@ -203,7 +201,10 @@ class Policy:
         one = self._prepare(Observation(pictures, "", state, norm_tag), None, None, chosen)
         shortest = len(one.row.tokens)
         for length in sorted({observe.bucket(n) for n in range(shortest, shortest + max_task_tokens + 1)}):
-            self._runner.compile(*self._arguments([one] * batch, chosen, length))
+            spec, call, num_steps = self._arguments([one] * batch, chosen, length)
+            self._runner.compile(spec, call, num_steps)
+            if chosen.depth == "adaptive":  # no frame of an episode may wait for the program of a late end
+                self._runner.compile(self._closing(spec), call, num_steps)
         return self.compilations - before
 
     def _prepare(
@@ -217,7 +218,7 @@ class Policy:
         self._note_cameras(observation.norm_tag, len(pictures), tag.cameras)
         style = "robot_action" if chosen.depth == "off" else "robot_depth_action"
         row = self.host.row(observation, style, pictures)
-        draft, changed = _draft(self.cfg, cache if chosen.depth == "adaptive" else None, pictures[0])
+        draft, changed = drafts.make(self.cfg, chosen.depth, cache, pictures[0])
         noise = _noise(noise, (horizon, self.cfg.action_dim), chosen.seed)
         return Prepared(row, pictures[0], tag, noise, draft, changed)
 
@@ -240,9 +241,11 @@ class Policy:
 
     def _close(self, spec: program.Spec, call: program.Call, num_steps: int, found: decode.Depth) -> program.Outcome:
         """Lets the model decode on behind its codes where it does not end the span at once, as released."""
-        closing = dataclasses.replace(spec, depth="close", max_depth_tokens=max(8, self.cfg.max_horizon))
-        rest = self._runner.call(closing, call._replace(draft=found.codes), num_steps)
+        rest = self._runner.call(self._closing(spec), call._replace(draft=found.codes), num_steps)
         return rest._replace(codes=found)
+
+    def _closing(self, spec: program.Spec) -> program.Spec:
+        return dataclasses.replace(spec, depth="close", max_depth_tokens=max(8, self.cfg.max_horizon))
 
     def _arguments(self, group: list[Prepared], chosen: Options, length: int) -> tuple[program.Spec, program.Call, int]:
         cfg, tags = self.cfg, [one.tag for one in group]
@@ -276,6 +279,15 @@ def pass_widths(cfg: ModelConfig, backend: str) -> tuple[int, ...]:
     return (*(w for w in CPU_WIDTHS if w < span), span) if backend == "cpu" else (span,)
 
 
+def _one_each(name: str, values: Sequence[Any] | None, count: int) -> Sequence[Any]:
+    given = [None] * count if values is None else values
+    if len(given) != count:
+        raise ValueError(
+            f"{name}: {len(given)}, expected {count}, one for each observation (None where there is none)."
+        )
+    return given
+
+
 def _noise(noise: np.ndarray | None, shape: tuple[int, int], seed: int) -> np.ndarray:
     if noise is None:
         return np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -283,19 +295,3 @@ def _noise(noise: np.ndarray | None, shape: tuple[int, int], seed: int) -> np.nd
     if noise.shape != shape or not np.isfinite(noise).all():
         raise ValueError(f"noise: float32{list(noise.shape)}, expected finite float32{list(shape)}.")
     return noise
-
-
-def _draft(cfg: ModelConfig, cache: DepthCache | None, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the draft of the codes i32[C] and the cells bool[C] to predict: all where there is no cache."""
-    cells = cfg.num_depth_codes
-    if cache is None:
-        return np.zeros(cells, np.int32), np.ones(cells, bool)
-    codes, most = np.asarray(cache.codes), cfg.tokens.num_depths - 1
-    if codes.shape != (cells,) or codes.dtype.kind not in "iu":
-        raise ValueError(f"depth_cache.codes: {codes.dtype}{list(codes.shape)}, expected int32[{cells}].")
-    if codes.min() < 0 or codes.max() > most:
-        raise ValueError(f"depth_cache.codes: from {codes.min()} to {codes.max()}, expected 0 to {most}.")
-    if cache.image is None:
-        raise ValueError("depth_cache.image: None, expected the first camera's picture of the previous call.")
-    before = image_lib.coerce(cache.image, "depth_cache.image")
-    return codes.astype(np.int32), depth_masks.update_mask(before, first)

@@ -34,7 +34,8 @@ class Action:
       token_ids: i64[N], generated ids (depth span, then discrete action), or None.
       depth_codes: i32[100], or as many as free decoding gave; None without depth.
       depth_cache: for the next call of the same episode, or None.
-      passes: forward passes that the depth span took, the prefill included; 0 without depth.
+      passes: forward passes over depth positions, the prefill of an adaptive call included; 0 without depth. Robots of
+        one batch share them.
       changed_cells: bool[100], true = predicted anew, raster order; None without depth.
       timing: milliseconds by phase: preprocess (host), model (the compiled program), post (host).
     """

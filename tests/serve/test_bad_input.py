@@ -149,6 +149,12 @@ def test_discrete_actions_need_action_tokens_and_their_codec(policy):
     [
         (DepthCache(PICTURE, np.zeros(99, np.int32)), r"depth_cache\.codes: int32\[99\], expected int32\[100\]"),
         (DepthCache(PICTURE, np.zeros(100, np.float32)), r"depth_cache\.codes: float32\[100\], expected int32\[100\]"),
+        (
+            DepthCache(PICTURE, np.zeros((10, 10), np.int32)),
+            r"depth_cache\.codes: int32\[10, 10\], expected int32\[100\]",
+        ),
+        (DepthCache(PICTURE, np.full(100, -1)), r"depth_cache\.codes: from -1 to -1, expected 0 to 127"),
+        ({"image": PICTURE, "depth_bins": np.zeros(100, np.int32)}, r"depth_cache: dict, expected a DepthCache"),
         (DepthCache(PICTURE, np.full(100, 128)), r"depth_cache\.codes: from 128 to 128, expected 0 to 127"),
         (DepthCache(None, np.zeros(100, np.int32)), r"depth_cache\.image: None"),
         (DepthCache(PICTURE[:0], np.zeros(100, np.int32)), r"depth_cache\.image: .*expected"),
@@ -156,6 +162,18 @@ def test_discrete_actions_need_action_tokens_and_their_codec(policy):
 )
 def test_a_depth_cache_that_does_not_fit_is_refused_by_field(thinker, cache, message):
     refused(thinker, message, depth="adaptive", depth_cache=cache)
+
+
+def test_a_depth_cache_without_depth_is_refused(thinker):
+    cache = DepthCache(PICTURE, np.zeros(100, np.int32))
+    refused(thinker, r"depth_cache: given with depth='off'", depth_cache=cache)
+
+
+@pytest.mark.parametrize("name", ["depth_caches", "noise"])
+def test_a_batch_needs_an_entry_for_each_observation(thinker, name):
+    observations = [Observation((PICTURE, PICTURE), "pick", STATE, "libero")] * 2
+    with pytest.raises(ValueError, match=f"{name}: 1, expected 2"):
+        thinker.predict_actions(observations, depth="adaptive", **{name: [None]})
 
 
 @pytest.fixture

@@ -60,12 +60,26 @@ def policies(golden, tmp_path_factory):
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_span_that_ends_later_is_decoded_on_as_released(golden, policies, cases, number):
     recorded, (observation, noise) = np.load(golden / "depth_close.npz"), cases[number]
-    [out] = policies["later"].predict_actions([observation], depth="adaptive", noise=[noise])
+    policy = policies["later"]
+    [out] = policy.predict_actions([observation], depth="adaptive", noise=[noise])
     np.testing.assert_array_equal(out.token_ids, recorded[f"later/case{number}/tokens"])
     np.testing.assert_array_equal(out.depth_codes, recorded[f"later/case{number}/codes"])
     actions = recorded[f"later/case{number}/actions"]
     np.testing.assert_allclose(out.actions, actions, rtol=0, atol=1e-5 * np.abs(actions).max())
     assert out.depth_cache is not None
+    closing = 1 + len(out.token_ids) - 101  # the codes once more, then a token at a time
+    [again] = policy.predict_actions([observation], depth="adaptive", noise=[noise], depth_caches=[out.depth_cache])
+    assert again.changed == 0
+    assert again.passes == 1 + closing
+
+
+def test_warming_leaves_nothing_to_compile_for_a_span_that_ends_later(policies, cases):
+    policy, (observation, _) = Policy(policies["later"].host, policies["later"].params, unroll=False), cases[0]
+    length = len(policy.host.tokenizer.encode(observation.task))
+    policy.warm(observation.norm_tag, max_task_tokens=length, depth="adaptive")
+    before = policy.compilations
+    policy.predict_actions([observation], depth="adaptive")
+    assert policy.compilations == before
 
 
 def test_a_span_that_never_ends_is_an_error(policies, cases):

@@ -37,6 +37,26 @@ def test_an_episode_hands_each_cache_to_the_next_call(policy):
     assert isinstance(episode, molmoact2_jax.Episode)
 
 
+def test_a_camera_that_reuses_its_array_is_compared_with_what_it_showed_before(policy):
+    [image] = pictures()
+    with policy.episode("libero", TASK, depth="adaptive") as episode:
+        episode.act([image], STATE)
+        image[:] = pictures(3, 4)[0]
+        np.testing.assert_array_equal(np.flatnonzero(episode.act([image], STATE).changed_cells), [3, 4])
+
+
+def test_pictures_may_change_their_size_within_an_episode(policy):
+    colours = np.random.default_rng(0).integers(64, 256, (10, 10, 3)).astype(np.uint8)
+    small, large = (colours.repeat(side, axis=0).repeat(side, axis=1) for side in (32, 80))
+    large[240:320, 560:640] = 255 - large[240:320, 560:640]
+    with policy.episode("libero", TASK, depth="adaptive") as episode:
+        episode.act([small], STATE)
+        compiled = policy.compilations
+        np.testing.assert_array_equal(np.flatnonzero(episode.act([large], STATE).changed_cells), [37])
+        np.testing.assert_array_equal(np.flatnonzero(episode.act([small], STATE).changed_cells), [37])
+    assert policy.compilations == compiled
+
+
 def test_a_new_episode_sees_nothing_of_the_last_and_an_ended_one_refuses_calls(policy):
     with policy.episode("libero", TASK, depth="adaptive") as first:
         assert first.act(pictures(), STATE).changed == 100
