@@ -56,6 +56,7 @@ class LeRobotSource(table.TableSource):
             lengths=columns["length"],
             ids=meta.ids,
             damage={int(i): reason for i, reason in columns.meta["damage"].items()},
+            usual_name=meta.root.resolve().name,
         )
         super().__init__(layout, columns, options)
         self.tag, self._meta = tag, meta

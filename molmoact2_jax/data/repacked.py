@@ -40,6 +40,7 @@ class RepackedSource(table.TableSource):
             lengths=lengths,
             ids=ids,
             damage={i: problems[int(number)] for i, number in enumerate(ids) if int(number) in problems},
+            usual_name=manifest["name"],
         )
         super().__init__(layout, columns, options)
         plan = manifest["plan"]

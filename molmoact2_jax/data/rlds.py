@@ -58,6 +58,7 @@ class RLDSSource(table.TableSource):
             ids=np.arange(len(lengths)),
             damage={int(i): reason for i, reason in self._index.meta["damage"].items()},
             trim=(row.drop_first, row.drop_last),
+            usual_name=row.name,
         )
         super().__init__(layout, self._index, options)
         self.row = row

@@ -32,7 +32,8 @@ class Options:
         the same task.
       state: writes state tokens into the prompt.
       setup_tokens, control_tokens: marks these parts of the prompt.
-      augment: "none", or a mode of `augment.MODES`: the released order, at camera size and before the resize.
+      augment: "none", or a mode of `augment.MODES`: the released order, at camera size and before the resize. A run
+        that augments here does not do so on the device (its own `augment` is "none").
       unwritable: what becomes of chunks with a level that the codec has no character for, whose stream is short and
         decodes to nothing: "keep" trains on it as released (and is counted), "skip" leaves the example out.
       horizon, channels: size of a padded chunk.

@@ -31,6 +31,7 @@ class Layout:
       ids: i64[E], the dataset's own numbers of them.
       damage: {position: reason} of stored episodes that cannot be read.
       trim: rows that do not count at the start and end of an episode.
+      usual_name: what quarantine files call the dataset where nobody chose a name.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layout:
     ids: np.ndarray
     damage: Mapping[int, str]
     trim: tuple[int, int] = (0, 0)
+    usual_name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ class TableSource(EpisodeSource):
         fresh = [(number, reason) for number, reason in damage if number not in known]
         self.problems = tuple(SampleError(self.name, number, None, reason) for number, reason in fresh)
         self.valid = quarantine.valid(entries, self.name, self.episode_ids, self.episode_lengths)
+        self.valid &= quarantine.valid(entries, layout.usual_name, self.episode_ids, self.episode_lengths)
         self._columns, self._trim = columns, layout.trim
         self._files = options.files or open_files.OpenFiles()
         self._fields = {"state": layout.state, "action": layout.action}

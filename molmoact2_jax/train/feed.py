@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import importlib
 import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from molmoact2_jax.data import (
     robot,
     robot_options,
     table,
+    vlm,
     vlm_registry,
 )
 from molmoact2_jax.data.example import Dataset, Encoding
@@ -69,17 +71,20 @@ class Held:
 
 
 def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, EpisodeSource]], list[Held]]:
-    """Opens the robot datasets, every `held_out`-th episode apart.
+    """Opens the robot datasets, every `held_out`-th episode apart, each by a name of its own (`distinct`).
 
     Raises:
       ValueError: a path that is no dataset, or a meaning that is unknown.
     """
     opened, held = [], []
     shared = open_files.OpenFiles()  # bounded together: a mixture has a thousand datasets
-    for entry in data.robots:
+    wholes = [_open(entry, sides, table.Options(quarantine=entry.quarantine, files=shared)) for entry in data.robots]
+    names = distinct([whole.name for whole in wholes], [catalog.parse(entry.path)[0] for entry in data.robots])
+    for entry, whole, name in zip(data.robots, wholes, names):
         meaning = _meaning(entry, sides.stats.tag(entry.tag))
-        options = table.Options(quarantine=entry.quarantine, files=shared)
-        whole = catalog.open_source(entry.path, meaning, options, depth=entry.depth)
+        options = table.Options(name=name, quarantine=entry.quarantine, files=shared)
+        if name != whole.name:
+            whole = _open(entry, sides, options)
         if not data.held_out:
             opened.append((entry, whole))
             continue
@@ -99,6 +104,23 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
         opened.append((entry, next(sources)))
         held.append(Held(entry.tag, next(sources)))
     return opened, held
+
+
+def _open(entry: RobotSet, sides: Sides, options: table.Options) -> EpisodeSource:
+    return catalog.open_source(entry.path, _meaning(entry, sides.stats.tag(entry.tag)), options, depth=entry.depth)
+
+
+def distinct(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Tells datasets of one name apart by the directories above them ("ann/pick", "ben/pick"); others keep theirs."""
+    parts = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
+    found = list(names)
+    for depth in range(1, max(map(len, parts), default=0)):
+        holders = [{part for other, part in zip(found, parts) if other == name} for name in found]
+        if all(len(held) == 1 for held in holders):
+            break
+        longer = ["/".join(part[-1 - depth :]) for part in parts]
+        found = [name if len(held) == 1 else long for name, held, long in zip(found, holders, longer)]
+    return found
 
 
 def expand(entry: RobotSet) -> list[RobotSet]:
@@ -182,9 +204,14 @@ def row_shape(cfg: ModelConfig, data: DataConfig, sides: Sides, tokens: int, *, 
     )  # fmt: skip
 
 
+def vlm_options(data: DataConfig) -> vlm.Options:
+    """Returns the choices for multimodal sets: the host augments all pictures or none, as released."""
+    return vlm.Options(augment=robot_options.Options(**data.robot).augment)
+
+
 def vlm_stream(cfg: ModelConfig, data: DataConfig, sides: Sides) -> Stream:
     """Makes the stream of multimodal rows from the sets that are on disk; the others are named in the log."""
-    found = vlm_registry.open_sets(data.vlm_root or "", sides.encoding, data.vlm_mixture)
+    found = vlm_registry.open_sets(data.vlm_root or "", sides.encoding, data.vlm_mixture, vlm_options(data))
     shape = row_shape(cfg, data, sides, data.vlm_tokens, acting=False)
     return _stream(found.datasets, found.shares, found.rates, shape, mixture.DATA_SEED)
 
@@ -206,7 +233,7 @@ def streams(
     if data.vlm == "separate":
         return {"robot": robot_stream(cfg, data, sides, opened), "vlm": vlm_stream(cfg, data, sides)}
     datasets, shares, rates = _robots(cfg, data, sides, opened)
-    found = vlm_registry.open_sets(data.vlm_root, sides.encoding, data.vlm_mixture)
+    found = vlm_registry.open_sets(data.vlm_root, sides.encoding, data.vlm_mixture, vlm_options(data))
     together = [*shares, *found.shares]
     both = mixture.blended(rates, found.rates, {share.group for share in together}, data.vlm_rate)
     shape = row_shape(cfg, data, sides, data.tokens)

@@ -173,6 +173,14 @@ def test_quarantined_frames_are_not_valid(tmp_path):
     assert np.flatnonzero(~open_own(directory, quarantine=path, episodes=(1, 0)).valid).tolist() == [0, 1, 2, 3, 4, 8]
 
 
+def test_a_chosen_name_finds_what_was_quarantined_under_the_usual_one(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    quarantine.append(path, [quarantine.Entry("own", 0, 3, "x"), quarantine.Entry("ann/own", 1, 0, "y")])
+    root = fixtures.rlds(tmp_path / "a", MADE)
+    assert np.flatnonzero(~open_own(root, quarantine=path, name="ann/own").valid).tolist() == [3, 7]
+    assert np.flatnonzero(~open_own(root, quarantine=path).valid).tolist() == [3]
+
+
 def test_tensors_stored_as_compressed_bytes_are_read(tmp_path):
     import tensorflow_datasets as tfds
 

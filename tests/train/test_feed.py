@@ -85,3 +85,32 @@ def test_a_meaning_survives_its_file(tmp_path, toys):
     row = dataclasses.replace(oxe.ROWS["bridge"])
     (tmp_path / "row.json").write_text(json.dumps(dataclasses.asdict(row)))
     assert meanings.read(tmp_path / "row.json") == row
+
+
+def test_datasets_of_one_name_are_told_apart_by_their_directories():
+    paths = ["/data/ann/pick", "/data/ben/pick", "/data/ann/place", "/data/ann/pick"]
+    assert feed.distinct(["pick", "pick", "place", "pick"], paths) == ["ann/pick", "ben/pick", "place", "ann/pick"]
+    paths = ["/a/x/1.0.0", "/b/x/1.0.0", "/b/y/1.0.0"]
+    assert feed.distinct(["libero"] * 3, paths) == ["a/x/1.0.0", "b/x/1.0.0", "y/1.0.0"]
+    assert feed.distinct(["pick"] * 2, ["/data/pick"] * 2) == ["pick"] * 2 and feed.distinct([], []) == []
+
+
+def test_opened_datasets_have_names_of_their_own(toys, sides, tmp_path):
+    from molmoact2_jax.checkpoint import config_json
+
+    for user in ("ann", "ben"):
+        shutil.copytree(toys / "lerobot", tmp_path / user / "pick", ignore=shutil.ignore_patterns(".molmoact2"))
+    robots = [
+        recipe.RobotSet(str(tmp_path / user / "pick"), "toy", str(toys / "lerobot.json")) for user in ("ann", "ben")
+    ]
+    loaded = feed.Sides.load(sides, config_json.load(sides))
+    for held_out in (0, 3):
+        opened, held = feed.open_robots(recipe.DataConfig(robots=tuple(robots), held_out=held_out), loaded)
+        assert [source.name for _, source in opened] == ["ann/pick", "ben/pick"]
+        assert [part.source.name for part in held] == ["ann/pick", "ben/pick"] * bool(held_out)
+        assert opened[0][1]._files is opened[1][1]._files
+
+
+def test_augmentation_on_the_host_is_for_multimodal_pictures_too():
+    assert feed.vlm_options(recipe.DataConfig(robot={"augment": "full"})).augment == "full"
+    assert feed.vlm_options(recipe.DataConfig()).augment == "none"
