@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,17 +20,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from molmoact2_jax.checkpoint import integrity
+from molmoact2_jax.checkpoint import disk, integrity, storage
 
 Tree = Any
 
 _log = logging.getLogger(__name__)
 _ITEMS = ("params", "optimizer", "loader", "meta")
 _ROOM = 1.05  # free disk space that a save must find, as a multiple of the bytes of its arrays
-
-
-class DiskFullError(OSError):
-    """A checkpoint does not fit on the disk; the ones before are untouched."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints under one directory; a context manager that waits for pending saves at its end."""
 
-    def __init__(self, directory: str | os.PathLike[str], keep: Keep = Keep()):
+    def __init__(self, directory: storage.Where, keep: Keep = Keep()):
         self.directory = _absolute(directory)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep), cleanup_tmp_directories=True, enable_async_checkpointing=True
@@ -100,7 +94,7 @@ class Checkpoints:
           metrics: scalars; the one called `Keep.metric` decides what is best.
 
         Raises:
-          DiskFullError: there is no room for it, or was none for the one before. Training can go on and save again.
+          disk.FullError: there is no room for it, or was none for the one before. Training can go on and save again.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -201,29 +195,29 @@ class Checkpoints:
 
     def _check_room(self, arrays: Tree) -> None:
         needed = int(_ROOM * sum(x.nbytes for x in jax.tree.leaves(arrays)))
-        free = _free(self.directory)
+        free = disk.free(self.directory)
         if not _everywhere(jax.process_index() != 0 or free is None or free >= needed):
-            raise DiskFullError(
+            raise disk.FullError(
                 f"checkpoint: {(free or 0) / 1e9:.2f} GB free under {self.directory}, expected {needed / 1e9:.2f} GB. "
                 f"Steps {self.steps} are intact; free some space, the next save tries again."
             )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what the writers raise when a disk is full into `DiskFullError`."""
+        """Turns what the writers raise when a disk is full into `disk.FullError`."""
         try:
             yield
         except Exception as error:
-            if not _disk_full(error):
+            if not disk.caused(error):
                 raise
             self._reopen()
-            raise DiskFullError(
+            raise disk.FullError(
                 f"checkpoint: no space left under {self.directory} while writing. Steps {self.steps} are intact; "
                 "free some space, the next save tries again."
             ) from error
 
 
-def read_meta(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
+def read_meta(directory: storage.Where, step: int | None = None) -> dict[str, Any]:
     """Reads what made a checkpoint (the newest unless `step` is given): configuration, code version, data digest.
 
     Raises:
@@ -232,7 +226,7 @@ def read_meta(directory: str | os.PathLike[str], step: int | None = None) -> dic
     return _read_item(directory, step, lambda _: {"meta": ocp.args.JsonRestore()})["meta"]
 
 
-def read_params(directory: str | os.PathLike[str], params: Tree, step: int | None = None) -> Tree:
+def read_params(directory: storage.Where, params: Tree, step: int | None = None) -> Tree:
     """Reads the parameters alone, for inference and for starting another run.
 
     Args:
@@ -256,14 +250,14 @@ def read_params(directory: str | os.PathLike[str], params: Tree, step: int | Non
     return _read_item(directory, step, wanted)["params"]
 
 
-def _absolute(directory: str | os.PathLike[str]) -> epath.Path:
-    """Orbax writes to absolute paths alone; an address such as gs://bucket/run is one."""
-    path = epath.Path(directory)
-    return path if "://" in os.fspath(directory) else path.absolute()
+def _absolute(directory: storage.Where) -> epath.Path:
+    """Orbax writes to absolute paths alone; an address is one."""
+    path = epath.Path(storage.path(directory))
+    return path if storage.is_address(path) else path.absolute()
 
 
 def _read_item(
-    directory: str | os.PathLike[str], step: int | None, wanted: Callable[[Mapping[str, Any]], dict[str, Any]]
+    directory: storage.Where, step: int | None, wanted: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> Any:
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(_absolute(directory), options=options, item_names=_ITEMS) as manager:
@@ -285,19 +279,6 @@ def _policy(keep: Keep) -> policies.PreservationPolicy:
             policies.BestN(get_metric_fn=value, reverse=True, n=keep.best, keep_checkpoints_without_metrics=False)
         )
     return policies.AnyPreservationPolicy(kept)
-
-
-def _free(directory: epath.Path) -> int | None:
-    """Free bytes of the disk that holds a directory; None where that has no meaning (object stores)."""
-    return shutil.disk_usage(directory).free if os.path.isdir(directory) else None
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if any(text in str(error) for text in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED: Error writing")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _everywhere(ok: bool) -> bool:

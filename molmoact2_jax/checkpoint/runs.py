@@ -1,4 +1,4 @@
-"""The directory of a training run: what it was made of, its checkpoints, and the side files of its model."""
+"""A training run, in a directory or at an address: what it was made of, its checkpoints, its model's side files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import tempfile
 import types
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from molmoact2_jax import config
-from molmoact2_jax.checkpoint import config_json, hf, orbax
+from molmoact2_jax.checkpoint import config_json, hf, orbax, storage
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import molmoact2
 from molmoact2_jax.nn import lora, paths
@@ -26,46 +27,67 @@ RECIPE, MODEL, SIDE, CHECKPOINTS = "recipe.json", "model.json", "side", "checkpo
 QUARANTINE = "quarantine.jsonl"  # damaged samples that the run has met
 
 
-def is_run(directory: str | pathlib.Path) -> bool:
-    """Whether a directory is a run of ours."""
-    return (pathlib.Path(directory) / MODEL).is_file()
+def is_run(directory: storage.Where) -> bool:
+    """Whether a directory or an address is a run of ours."""
+    return (storage.path(directory) / MODEL).is_file()
 
 
-def describe(directory: pathlib.Path, recipe: dict[str, Any], cfg: ModelConfig, sides: pathlib.Path) -> None:
+def describe(directory: storage.Path, recipe: dict[str, Any], cfg: ModelConfig, sides: pathlib.Path) -> None:
     """Writes what a run is made of; files that are there already stay."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / SIDE).exists():
-        partial = directory / f"{SIDE}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        hf.copy_side_files(sides, partial)
-        partial.rename(directory / SIDE)
+    if not storage.is_address(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        _copy_sides(sides, pathlib.Path(directory))
+    elif not is_run(directory):  # the model is written last: with it, all side files are there
+        _upload_sides(sides, directory)
     for name, value in ((RECIPE, recipe), (MODEL, dataclasses.asdict(cfg))):
         if not (directory / name).exists():
             (directory / name).write_text(json.dumps(value, indent=1) + "\n")
 
 
-def read_recipe(directory: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the recipe of the run in a directory, or None where there is no run yet."""
-    path = directory / RECIPE
+def _copy_sides(sides: pathlib.Path, directory: pathlib.Path) -> None:
+    if (directory / SIDE).exists():
+        return
+    partial = directory / f"{SIDE}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    hf.copy_side_files(sides, partial)
+    partial.rename(directory / SIDE)
+
+
+def _upload_sides(sides: pathlib.Path, address: storage.Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="molmoact2-") as folder:
+        hf.copy_side_files(sides, pathlib.Path(folder))
+        storage.copy(pathlib.Path(folder), address / SIDE)
+
+
+def side_directory(directory: storage.Where) -> pathlib.Path:
+    """Returns where the side files are of a run, or of a checkpoint in the released format; copied if at an address."""
+    if is_run(directory):
+        return storage.near(storage.path(directory) / SIDE)
+    return storage.local(directory)
+
+
+def read_recipe(directory: storage.Where) -> dict[str, Any] | None:
+    """Returns the recipe of a run, or None where there is no run yet."""
+    path = storage.path(directory) / RECIPE
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def read_model(directory: str | pathlib.Path) -> ModelConfig:
+def read_model(directory: storage.Where) -> ModelConfig:
     """Returns the model of a run, or of a checkpoint in the released format."""
-    path = pathlib.Path(directory) / MODEL
+    path = storage.path(directory) / MODEL
     if path.is_file():
         return config.build(ModelConfig, json.loads(path.read_text()), str(path))
-    return config_json.load(directory)
+    return config_json.load(storage.local(directory))
 
 
 def load(
-    directory: str | pathlib.Path, dtype: Any = jnp.float32, *, merge: bool = True, place: Place | None = None
+    directory: storage.Where, dtype: Any = jnp.float32, *, merge: bool = True, place: Place | None = None
 ) -> tuple[ModelConfig, Params]:
     """Loads the newest weights of a run.
 
     Args:
-      directory: `run_dir`.
+      directory: `run_dir`, a directory or an address.
       dtype: of the parameters, or a function from a path to it.
       merge: adds LoRA changes to their weights.
       place: gives the shardings, onto which the weights are read; None takes the default device.
@@ -73,7 +95,6 @@ def load(
     Raises:
       ValueError: the run has no intact checkpoint yet.
     """
-    directory = pathlib.Path(directory)
     cfg, recipe = read_model(directory), read_recipe(directory) or {}
     plain, words = molmoact2.abstract(cfg)
     place = place or _on_one_device
@@ -89,7 +110,7 @@ def load(
         return jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
 
     wanted = jax.tree_util.tree_map_with_path(target, shapes, place(shapes, known))
-    params = orbax.read_params(directory / CHECKPOINTS, wanted)
+    params = orbax.read_params(storage.path(directory) / CHECKPOINTS, wanted)
     if not merge or not recipe.get("lora"):
         return cfg, params
     return cfg, jax.device_put(lora.merge(params), place(plain, words))

@@ -17,7 +17,7 @@ from molmoact2_jax.serve.policy import Policy
 def register(subparsers: Any) -> None:
     """Adds the parser of the command."""
     parser = subparsers.add_parser("open-loop", description="Compares predicted with recorded actions of episodes.")
-    parser.add_argument("checkpoint", type=pathlib.Path, help="directory in the released format, or a run")
+    parser.add_argument("checkpoint", help="directory in the released format, or a run, at an address too")
     dataset.add_arguments(parser)
     parser.add_argument("--norm-tag", required=True, help="name of the robot in the checkpoint's norm_stats.json")
     which = parser.add_mutually_exclusive_group()

@@ -12,7 +12,7 @@ from molmoact2_jax.eval import report
 from molmoact2_jax.eval.report_inputs import Places
 
 PLACES = {
-    "run": ("DIR", "of molmoact2 train: losses and validation"),
+    "run": ("DIR", "of molmoact2 train, an address too: losses and validation"),
     "rollout": ("DIR", "of eval rollout: success, pictures"),
     "control": ("DIR", "of eval rollout --swap: the same with swapped instructions"),
     "random": ("DIR", "of eval rollout --random-weights: the same untrained"),
@@ -29,7 +29,8 @@ def register(subparsers: Any) -> None:
         "whose file is not given is named in the page with the command that makes it.",
     )
     for name, (metavar, words) in PLACES.items():
-        parser.add_argument(f"--{name}", type=pathlib.Path, metavar=metavar, help=words)
+        kind = str if name == "run" else pathlib.Path  # a path would shorten the slashes of an address
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=words)
     parser.add_argument("--title", default="", help="of the page (default: names the simulator)")
     parser.add_argument("--to", type=pathlib.Path, metavar="FILE", default=pathlib.Path("report.html"))
     parser.add_argument("--json", action="store_true", help="prints which parts there are instead of words")

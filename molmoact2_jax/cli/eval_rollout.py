@@ -22,7 +22,7 @@ def register(subparsers: Any) -> None:
         description="Runs episodes of a simulator with a checkpoint. With --out, an interrupted rollout is finished "
         "by the same command, and a finished one shows its result again.",
     )
-    parser.add_argument("checkpoint", type=pathlib.Path, help="directory in the released format, or a run")
+    parser.add_argument("checkpoint", help="directory in the released format, or a run, at an address too")
     parser.add_argument("--env", default="metaworld", help=f"{', '.join(registry.ADAPTERS)}, or package.module:Class")
     parser.add_argument("--tasks", required=True, type=numbers.words, help="names, with commas between them")
     parser.add_argument(

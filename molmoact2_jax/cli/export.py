@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from molmoact2_jax.checkpoint import hf
+from molmoact2_jax.checkpoint import hf, storage
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import llm
 from molmoact2_jax.nn.params import Params
@@ -21,7 +21,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export", description="Writes a checkpoint, with its side files, as a directory in the released format."
     )
-    parser.add_argument("checkpoint", type=pathlib.Path, help="run of ours, or directory in the released format")
+    parser.add_argument("checkpoint", help="run of ours, at an address too, or directory in the released format")
     parser.add_argument("--merge-lora", action="store_true", help="adds low-rank changes to the weights they adapt")
     parser.add_argument("--to", type=pathlib.Path, required=True, metavar="DIR", help="new or empty directory")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="casts the tensors (default: as they are)")
@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
     if args.to.exists() and (not args.to.is_dir() or any(args.to.iterdir())):
         raise ValueError(f"--to: {args.to} holds something, expected a new or empty directory. Name another.")
     with jax.default_device(jax.devices("cpu")[0]):
-        if (args.checkpoint / "model.json").is_file():
+        if (storage.path(args.checkpoint) / "model.json").is_file():
             cfg, params, sides = _run(args)
         else:
-            cfg, params = hf.load(args.checkpoint, args.dtype and jnp.dtype(args.dtype))
-            sides = args.checkpoint
+            sides = storage.local(args.checkpoint)
+            cfg, params = hf.load(sides, args.dtype and jnp.dtype(args.dtype))
         hf.export(cfg, params, args.to, side_files=sides)
         print(f"logits of the written checkpoint: largest difference {_difference(cfg, params, args.to):.1e}")
     size = sum(path.stat().st_size for path in args.to.glob("*.safetensors"))
@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> tuple[ModelConfig, Params, pathlib.Path]:
             f"{args.checkpoint}: has low-rank changes, which the released format cannot hold: --merge-lora."
         )
     cfg, params = runs.load(args.checkpoint, jnp.dtype(args.dtype or "float32"))
-    return cfg, params, args.checkpoint / runs.SIDE
+    return cfg, params, runs.side_directory(args.checkpoint)
 
 
 def _difference(cfg: ModelConfig, params: Params, directory: pathlib.Path) -> float:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def register(subparsers: Any) -> None:
     """Adds the parser of the command."""
     parser = subparsers.add_parser("predict", description="Predicts one action chunk with a checkpoint.")
-    parser.add_argument("checkpoint", type=pathlib.Path, help="directory in the released format")
+    parser.add_argument("checkpoint", help="directory in the released format, or a run, at an address too")
     parser.add_argument(
         "--image",
         action="append",

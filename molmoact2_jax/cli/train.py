@@ -41,11 +41,13 @@ def train(table: dict[str, Any], *, changed: bool = False) -> str:
     """Trains the run that a table describes; returns why it ended."""
     import jax
 
+    from molmoact2_jax.checkpoint import storage
     from molmoact2_jax.parallel import processes
     from molmoact2_jax.serve import cache_dir
     from molmoact2_jax.train import feed, loop, recipe, setup
 
     made = recipe.build(table)
+    storage.path(made.run_dir)  # refuses what cannot be written before anything is read or compiled
     cache_dir.enable()
     processes.start()
     prepared = setup.prepare(made)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from molmoact2_jax.checkpoint import storage
 from molmoact2_jax.eval import timings
 
 Json = Mapping[str, Any]
@@ -20,7 +21,7 @@ class Places:
     """Where commands left their results; None, or a place without the file, leaves a part of the report out.
 
     Attributes:
-      run: directory of `molmoact2 train`.
+      run: `run_dir` of `molmoact2 train`, a directory or an address.
       rollout: directory of `molmoact2 eval rollout`.
       control: the same with swapped instructions.
       random: the same with random weights.
@@ -28,7 +29,7 @@ class Places:
       timings: file of `eval.timings`.
     """
 
-    run: pathlib.Path | None = None
+    run: str | pathlib.Path | None = None
     rollout: pathlib.Path | None = None
     control: pathlib.Path | None = None
     random: pathlib.Path | None = None
@@ -105,8 +106,8 @@ def _result(directory: pathlib.Path | None, name: str, kind: str) -> Json | None
     return found
 
 
-def _metrics(directory: pathlib.Path | None) -> list[Json] | None:
-    path = None if directory is None else directory / "metrics.jsonl"
+def _metrics(run: str | pathlib.Path | None) -> list[Json] | None:
+    path = None if run is None else storage.path(run) / "metrics.jsonl"
     if path is None or not path.is_file():
         return None
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.endswith("}")]

@@ -46,11 +46,11 @@ def planner(policy: Policy, executed: int, **options: Any) -> rollout.Planner:
     return plan
 
 
-def untrained(directory: pathlib.Path, dtype: str, seed: int = 0) -> Policy:
+def untrained(directory: str | pathlib.Path, dtype: str, seed: int = 0) -> Policy:
     """Returns the model of a checkpoint with the weights that training would start from; its own are not read.
 
     Args:
-      directory: in the released format, or a run.
+      directory: in the released format, or a run, which may be at an address.
       dtype: to compute in.
       seed: of the weights, as `seed` of a training run.
     """
@@ -58,7 +58,7 @@ def untrained(directory: pathlib.Path, dtype: str, seed: int = 0) -> Policy:
     from molmoact2_jax.train import stages
 
     cfg = runs.read_model(directory)
-    host = observe.Host.load(directory / runs.SIDE if runs.is_run(directory) else directory, cfg)
+    host = observe.Host.load(runs.side_directory(directory), cfg)
     weights, _ = stages.enter(cfg, None, {}, jax.random.key(seed))
     return Policy(host, jax.tree.map(lambda leaf: leaf.astype(dtype), weights))
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from molmoact2_jax.batch import Observation
-from molmoact2_jax.checkpoint import hf
+from molmoact2_jax.checkpoint import hf, storage
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.data import normalize
 from molmoact2_jax.models import decode
@@ -52,7 +52,8 @@ class Policy:
         """Loads a checkpoint.
 
         Args:
-          directory: configuration, tensors, tokenizer, statistics in the released format; or a run of ours.
+          directory: configuration, tensors, tokenizer, statistics in the released format; or a run of ours,
+            which may be at an address such as gs://bucket/run.
           dtype: of the parameters and the computation, "bfloat16" or "float32".
           **options: see `Policy`.
 
@@ -60,12 +61,12 @@ class Policy:
           FileNotFoundError, ValueError: see `hf.load`; nothing is half-loaded.
         """
         cache_dir.enable()
-        directory = pathlib.Path(directory)
-        if (directory / "model.json").is_file():
+        if (storage.path(directory) / "model.json").is_file():
             from molmoact2_jax.checkpoint import runs  # needs the train extra
 
             cfg, params = runs.load(directory, jnp.dtype(dtype))
-            return cls(observe.Host.load(directory / runs.SIDE, cfg), params, **options)
+            return cls(observe.Host.load(runs.side_directory(directory), cfg), params, **options)
+        directory = storage.local(directory)
         cfg, params = hf.load(directory, jnp.dtype(dtype))
         return cls(observe.Host.load(directory, cfg), params, **options)
 

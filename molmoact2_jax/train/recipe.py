@@ -118,7 +118,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A run. `run_dir` is all that a restart needs.
+    """A run. `run_dir`, a directory or `gs://BUCKET/PATH`, is all that a restart needs.
 
     Attributes:
       steps: length of the run and of the schedule.

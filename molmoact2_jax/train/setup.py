@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from molmoact2_jax.checkpoint import hf, orbax, runs
+from molmoact2_jax.checkpoint import hf, orbax, runs, storage
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import molmoact2
 from molmoact2_jax.nn import lora, paths
@@ -175,7 +175,6 @@ def side_directory(recipe: TrainConfig) -> pathlib.Path:
       ValueError: the recipe names no directory that could have them.
     """
     for name in (recipe.model.side_files, recipe.model.init_from, recipe.model.sizes):
-        if name is not None and pathlib.Path(name).is_dir():
-            directory = pathlib.Path(name)
-            return directory / runs.SIDE if runs.is_run(directory) else directory
+        if name is not None and storage.path(name).is_dir():
+            return runs.side_directory(name)
     raise ValueError("model.side_files: none, expected a directory with tokenizer.json and norm_stats.json.")

@@ -7,7 +7,6 @@ N(mean_j, std_j) of each feature j over the existing ones; a missing expert or g
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from molmoact2_jax import config, presets
-from molmoact2_jax.checkpoint import runs
+from molmoact2_jax.checkpoint import runs, storage
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import molmoact2
 from molmoact2_jax.nn import params as params_lib
@@ -57,12 +56,13 @@ def target_config(choice: ModelChoice) -> ModelConfig:
     source = choice.sizes or choice.init_from
     if source is None:
         raise ValueError("model: neither sizes nor init_from, expected one. Name a preset or a checkpoint.")
-    if not choice.sizes and not pathlib.Path(source).exists():
+    exists = storage.path(source).exists()
+    if not choice.sizes and not exists:
         raise ValueError(
             f"model.init_from: {source!r} is no directory, expected a checkpoint. Correct the path, or name "
             "model.sizes=4b to plan without the weights."
         )
-    made = runs.read_model(source) if pathlib.Path(source).exists() else presets.preset(source)
+    made = runs.read_model(source) if exists else presets.preset(source)
     return _replaced(made, choice.overrides, "model.overrides")
 
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+RESUMED = ("metrics.jsonl", "wandb_id")  # what writers of a resumed run go on with
+
 
 class Writer(Protocol):
     """One destination."""

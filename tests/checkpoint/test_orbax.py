@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from molmoact2_jax.checkpoint import orbax
+from molmoact2_jax.checkpoint import disk, orbax
 from molmoact2_jax.nn import lora
 from molmoact2_jax.parallel import mesh, partition
 from molmoact2_jax.train import optim
@@ -168,7 +168,7 @@ def test_a_disk_without_room_is_noticed_before_writing(run_dir, monkeypatch):
     usage = shutil.disk_usage(run_dir)
     with orbax.Checkpoints(run_dir) as checkpoints:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-        with pytest.raises(orbax.DiskFullError, match=r"Steps \[10, 20\] are intact; free some space"):
+        with pytest.raises(disk.FullError, match=r"Steps \[10, 20\] are intact; free some space"):
             checkpoints.save(30, contents(30))
         monkeypatch.undo()
         checkpoints.save(30, contents(30))
@@ -180,7 +180,7 @@ FULL = """
 import pathlib, shutil, sys
 sys.path.insert(0, sys.argv[2])
 import jax, jax.numpy as jnp
-from molmoact2_jax.checkpoint import orbax
+from molmoact2_jax.checkpoint import disk, orbax
 
 root = pathlib.Path(sys.argv[1])
 small = lambda n: orbax.Saved({"w": jax.random.normal(jax.random.key(n), (1000,))}, {"m": jnp.zeros(3)}, {}, {})
@@ -203,7 +203,7 @@ try:
     checkpoints.save(2, small(2))
     checkpoints.wait()
     print("no error")
-except orbax.DiskFullError as error:
+except disk.FullError as error:
     print("full", error)
 filler.unlink()
 checkpoints.save(3, small(3))
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_while_writing_loses_nothing(tmp_path):
 JOB = """
 import json, sys
 import jax, numpy as np
-from molmoact2_jax.checkpoint import orbax
+from molmoact2_jax.checkpoint import disk, orbax
 from molmoact2_jax.parallel import mesh, partition, processes
 
 processes.start()
@@ -276,7 +276,7 @@ def test_two_processes_save_and_any_number_restores(run_processes, tmp_path, dam
 
 KILLED = """
 import os, sys, jax.numpy as jnp
-from molmoact2_jax.checkpoint import orbax
+from molmoact2_jax.checkpoint import disk, orbax
 checkpoints = orbax.Checkpoints(sys.argv[1])
 checkpoints.save(1, orbax.Saved({"w": jnp.ones(1000)}, {"m": jnp.ones(3)}, {}, {}))
 checkpoints.wait()

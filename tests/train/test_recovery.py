@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from molmoact2_jax.checkpoint import orbax, runs
+from molmoact2_jax.checkpoint import disk, orbax, runs
 from molmoact2_jax.cli import main
 from molmoact2_jax.cli import train as command
 from molmoact2_jax.data import quarantine
@@ -32,7 +32,7 @@ def full(monkeypatch, *steps):
 
     def attempt(self, number, *rest):
         if number in steps:
-            raise orbax.DiskFullError(f"checkpoint: no room for step {number}.")
+            raise disk.FullError(f"checkpoint: no room for step {number}.")
         save(self, number, *rest)
 
     monkeypatch.setattr(orbax.Checkpoints, "save", attempt)
@@ -53,7 +53,7 @@ def test_a_save_that_failed_is_made_up_for_when_the_run_is_stopped(tmp_path, dat
     def first_fails(self, number, *rest):
         if not failures:
             failures.append(number)
-            raise orbax.DiskFullError("checkpoint: no room.")
+            raise disk.FullError("checkpoint: no room.")
         save(self, number, *rest)
 
     monkeypatch.setattr(orbax.Checkpoints, "save", first_fails)
@@ -64,7 +64,7 @@ def test_a_save_that_failed_is_made_up_for_when_the_run_is_stopped(tmp_path, dat
 def test_a_run_that_cannot_save_its_end_does_not_call_itself_finished(tmp_path, dataset, golden, monkeypatch, capsys):
     full(monkeypatch, 8)
     made = drawer.table(tmp_path / "run", dataset, golden)
-    with pytest.raises(orbax.DiskFullError, match="no room for step 8"):
+    with pytest.raises(disk.FullError, match="no room for step 8"):
         command.train(made)
     monkeypatch.setattr(command, "run", lambda argv: command.train(made) and 0)
     assert main.main(["train"]) == 2
