@@ -13,7 +13,7 @@ import os
 import pathlib
 import threading
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import av
@@ -36,6 +36,9 @@ class Decoder:
           ValueError: no such file, or one that FFmpeg cannot open, for example because it was cut short.
         """
         self.path = path
+        self._packets: Generator[av.Packet, None, None] | None = None
+        self._frames: Iterator[av.VideoFrame] | None = None
+        self._container: Any = None
         try:
             self._container = av.open(path)
             self._stream = self._container.streams.video[0]
@@ -45,7 +48,6 @@ class Decoder:
         self._base = float(self._stream.time_base or 0)
         entries = self._stream.index_entries
         self._keys = sorted(entry.timestamp * self._base for entry in entries if entry.is_keyframe)
-        self._frames: Iterator[av.VideoFrame] | None = None
         self._last: av.VideoFrame | None = None
         self._now, self._first = 0.0, -1.0  # times of the last frame, and of the first since the last seek
         self._damaged = False
@@ -73,14 +75,24 @@ class Decoder:
             try:
                 frame = self._seek(times[place], tolerance)
             except (av.FFmpegError, EOFError, OverflowError) as error:
-                self._frames = self._last = None
+                self._forget()
                 raise ValueError(f"{self.path}: cannot decode at {times[place]:.4f} s: {error}") from error
             found[place] = frame.to_ndarray(format="rgb24")
         return np.stack([found[i] for i in range(len(times))])
 
     def close(self) -> None:
-        self._frames = self._last = None
-        self._container.close()
+        self._forget()
+        if self._container is not None:
+            self._container.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _forget(self) -> None:
+        """Ends the reading of packets: PyAV loses memory for each such generator, and file, that is only dropped."""
+        if self._packets is not None:
+            self._packets.close()
+        self._packets = self._frames = self._last = None
 
     def _seek(self, time: float, tolerance: float) -> av.VideoFrame:
         if self._last is None or time < self._now - tolerance or self._key(time) > self._now:
@@ -99,9 +111,11 @@ class Decoder:
 
     def _start(self, time: float) -> None:
         """Moves to the key frame at or before a time."""
+        self._forget()
         self._container.seek(round(time / self._base), backward=True, stream=self._stream)
-        self._frames, self._last, self._first = self._container.decode(self._stream), None, -1.0
-        self._damaged = False
+        packets = self._packets = self._container.demux(self._stream)
+        self._frames = (frame for packet in packets for frame in typing.cast(list[av.VideoFrame], packet.decode()))
+        self._first, self._damaged = -1.0, False
 
     def _advance(self, time: float, tolerance: float) -> av.VideoFrame | None:
         """Decodes up to the first frame not before a time, None at the end of the file."""

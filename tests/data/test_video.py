@@ -1,4 +1,5 @@
 import concurrent.futures
+import os
 import pathlib
 import pickle
 
@@ -142,3 +143,22 @@ def test_an_unfinished_video_has_no_name(tmp_path):
     assert not (tmp_path / "x.mp4").exists()
     encoder.close()
     assert video.Decoder(str(tmp_path / "x.mp4")).num_frames == 1
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_files_that_are_dropped_leave_no_memory_behind(tmp_path):
+    path = tmp_path / "clip.mp4"
+    fixtures.encode(path, np.stack([fixtures.picture(0, t, 0) for t in range(20)]), "libx264", 10)
+
+    def held():
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def read_and_drop(count):
+        for _ in range(count):
+            video.Decoder(str(path)).read([0.5, 1.2])
+
+    read_and_drop(100)
+    before = held()
+    read_and_drop(600)
+    assert held() - before < 6e6  # a dropped file kept 27 kB
