@@ -151,10 +151,15 @@ class Planner:
         Raises:
           ValueError: the state is of another version or of other streams.
         """
-        if state.get("version") != VERSION or set(state["streams"]) != set(self._rows):
+        if state.get("version") != VERSION:
             raise ValueError(
-                f"restore: version {state.get('version')}, streams {sorted(state.get('streams', ()))}, expected "
-                f"version {VERSION} of {sorted(self._rows)}. Restore with the configuration it was saved with."
+                f"restore: a position of version {state.get('version')}, expected {VERSION}: rows were packed otherwise "
+                "then. Resume with the release of this library that saved it, or start without a position."
+            )
+        if set(state["streams"]) != set(self._rows):
+            raise ValueError(
+                f"restore: streams {sorted(state['streams'])}, expected {sorted(self._rows)}. Restore with the "
+                "configuration it was saved with."
             )
         for name, planner in self._rows.items():
             planner.restore(state["streams"][name])
