@@ -46,7 +46,7 @@ def register(subparsers: Any) -> None:
         "--fit",
         type=int,
         metavar="STEPS",
-        help="fit a codec to the maps first, if FILE does not exist (2000 steps or more)",
+        help="fit a codec to the maps first, if FILE does not exist (400 steps or more)",
     )
     parser.add_argument("--camera", help="whose pictures decide what changed (default: the first)")
     parser.add_argument("--to", type=pathlib.Path, metavar="DIR", help="companion (default: DATASET_depth beside it)")

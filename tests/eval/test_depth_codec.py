@@ -27,15 +27,14 @@ def test_held_out_maps_come_from_every_tenth_episode_and_long_episodes_count_mor
 
 @pytest.mark.slow
 def test_a_codec_fitted_to_scenes_uses_its_codes_and_beats_averaging_cells():
-    """Fifteen minutes on two busy cores, at half the released channels; `pytest -rP` shows usage and errors."""
+    """Released sizes, four minutes on two free cores; `pytest -rP` shows usage and errors."""
     rng = np.random.default_rng(0)
     maps = [depth_maps.prepare(depth_scenes.render(depth_scenes.draw(rng))[1], "metric") for _ in range(464)]
 
     def draw(rng, held_out):
         return maps[rng.integers(400, 464) if held_out else rng.integers(400)]
 
-    cfg = depth_vq.DepthVQConfig(width=8, code_dim=64)
-    _, usage = depth_codec.fit(cfg, draw, 2000, 0, lambda done, total: None)
+    _, usage = depth_codec.fit(depth_vq.DepthVQConfig(), draw, 400, 0, lambda done, total: None)
     print(usage)
     assert usage.used >= 0.9, usage
     assert usage.error < usage.pooled_error, usage
