@@ -153,8 +153,8 @@ class Planner:
         """
         if state.get("version") != VERSION:
             raise ValueError(
-                f"restore: a position of version {state.get('version')}, expected {VERSION}: rows were packed otherwise "
-                "then. Resume with the release of this library that saved it, or start without a position."
+                f"restore: a position of version {state.get('version')}, expected {VERSION}: rows were packed otherwise"
+                " then. Resume with the release of this library that saved it, or start without a position."
             )
         if set(state["streams"]) != set(self._rows):
             raise ValueError(
