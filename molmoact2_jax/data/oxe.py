@@ -242,12 +242,14 @@ ROWS = {
             action=(Field("steps/action_dict/joint_position", SEVEN_JOINTS, "rad"),
                     Field("steps/action_dict/gripper_position", GRIPPER, "1")),
             gripper="0 = open, 1 = closed"),
+        # Released as LeRobot files (`TAGS["franka_molmoact"]`); this is their public conversion to RLDS.
         Row("molmoact", "franka_molmoact", 10.0,
-            cameras=_cameras("primary", "secondary"),
+            cameras=(Camera("primary", f"{_OBSERVATION}/first_view_image"),
+                     Camera("secondary", f"{_OBSERVATION}/second_view_image")),
             language=("steps/language_instruction",),
-            state=(Field(f"{_OBSERVATION}/state", (*POSITION, *EULER, "gripper"), "m, rad, gripper 0..1"),),
-            action=(Field(_ACTION, (*POSITION, *EULER, "gripper"), "m, rad, gripper 0 or 1"),),
-            gripper="1 = open"),
+            state=(Field(f"{_OBSERVATION}/state", (*POSITION, *ROTATION, "gripper"), "m, rad, gripper as recorded"),),
+            action=(Field(_ACTION, (*POSITION, *ROTATION, "gripper"), "m, rad, gripper as recorded"),),
+            gripper="as recorded: 0 = open, 1 = closed"),
         # The simulator steps at 20 Hz; the released dataset declares 10 and its chunk of 10 steps goes with that.
         Row("libero", "libero", 10.0,
             cameras=_cameras("image", "wrist_image"),
