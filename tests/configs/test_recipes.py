@@ -93,13 +93,17 @@ def test_the_ablations_of_table_13_switch_what_they_name():
             line.split(":")[0]
             for line in recipe.difference(recipe.to_json(whole), recipe.to_json(by_name("finetune_libero_think", name)))
         )
-        for name in ("no_noise", "no_gate", "no_mixing")
+        for name in ("no_noise", "no_gate", "no_mixing", "no_noise_no_gate", "no_mixing_no_noise_no_gate")
     }
     assert changed == {
         "no_noise": {"loss.depth_noise"},
         "no_gate": {"model.overrides.gate"},
         "no_mixing": {"data.robot.styles.robot_action"},
-    }
+        "no_noise_no_gate": {"loss.depth_noise", "model.overrides.gate"},
+        "no_mixing_no_noise_no_gate": {
+            "loss.depth_noise", "model.overrides.gate", "data.robot.styles.robot_action",
+        },
+    }  # fmt: skip
     with pytest.raises(ValueError, match="expected one of"):
         load(DIRECTORY / "finetune_libero_think.py").get_config("no_such")
 
