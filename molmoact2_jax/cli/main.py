@@ -43,6 +43,8 @@ COMMANDS: dict[str, Command] = {
     "eval": Command("eval", "measures a checkpoint: rollout in a simulator, open-loop on recordings", own_flags=True),
     "collect": Command("collect", "records demonstrations of a simulator's scripted experts"),
     "bench": Command("bench", "times inference, training, data", own_flags=True),
+    "serve": Command("serve", "answers robots with action chunks, over websocket and HTTP"),
+    "probe": Command("probe", "checks a policy server without moving a robot"),
     "export": Command("export", "writes a checkpoint in the released safetensors format"),
 }
 

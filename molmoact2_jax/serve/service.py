@@ -135,11 +135,15 @@ class Service:
         self._compiled = self.policy.compilations
         return self._compiled - before
 
-    def rehearse(self, num_calls: int) -> list[float]:
-        """Predicts from black pictures and the median state; returns the milliseconds of each call."""
-        taken = []
-        for i in range(num_calls):
-            call = Call(self._rehearsal(f"call {i}"), None, self._options(None, None))
+    def rehearse(self, most_calls: int, seconds: float) -> list[float]:
+        """Predicts from black pictures and the median state, until either limit but three times at least.
+
+        Returns:
+          Milliseconds of each call.
+        """
+        taken: list[float] = []
+        while len(taken) < 3 or (len(taken) < most_calls and sum(taken) < 1e3 * seconds):
+            call = Call(self._rehearsal(f"call {len(taken)}"), None, self._options(None, None))
             begin = time.perf_counter()
             self._worker.submit("rehearsal", call.options, call).result()
             taken.append(1e3 * (time.perf_counter() - begin))
