@@ -26,6 +26,9 @@ def camera(height: int, width: int, *, dtype: str = "video") -> dict[str, Any]:
     return {"dtype": dtype, "shape": [height, width, 3], "names": ["height", "width", "channels"]}
 
 
+CODECS = ("libsvtav1", "libx264")
+
+
 class Writer:
     """Appends episodes. What was recorded survives a crash: a writer of the same directory goes on after it.
 
@@ -54,7 +57,7 @@ class Writer:
           codec: "libsvtav1" or "libx264".
 
         Raises:
-          ValueError: the directory exists, or the recording there has other settings.
+          ValueError: the directory exists, the recording there has other settings, or they cannot be encoded.
         """
         self.directory = pathlib.Path(directory)
         if self.directory.exists():
@@ -66,6 +69,7 @@ class Writer:
             "robot_type": robot_type,
             "codec": codec,
         }
+        _check(self.directory, self.settings)
         self._check_recording()
         self.num_episodes = len(list(self.recording.glob("episode-*")))
         self._frames: list[dict[str, Any]] = []
@@ -80,8 +84,10 @@ class Writer:
           task: instruction.
 
         Raises:
-          ValueError: a feature is missing, unknown, or has another shape.
+          ValueError: a feature is missing, unknown, or has another shape, or the task is no text.
         """
+        if not isinstance(task, str):
+            raise ValueError(f"{self.directory}: task is {task!r}, expected an instruction in words.")
         features = self.settings["features"]
         if set(frame) != set(features):
             raise ValueError(f"{self.directory}: frame has {sorted(frame)}, expected {sorted(features)}.")
@@ -159,3 +165,16 @@ class Writer:
             self._encoders[name] = video.Encoder(path, self.settings["fps"], size, self.settings["codec"])
         self._encoders[name].add(value)
         return None
+
+
+def _check(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Refuses what the encoders would refuse at the first picture, or the readers later."""
+    fps, codec = settings["fps"], settings["codec"]
+    if isinstance(fps, bool) or not isinstance(fps, int) or fps < 1:
+        raise ValueError(f"{directory}: fps {fps!r}, expected a whole number of frames per second.")
+    if codec not in CODECS:
+        raise ValueError(f"{directory}: codec {codec!r}, expected one of {CODECS}.")
+    for name, feature in settings["features"].items():
+        if feature["dtype"] == "video" and codec == "libx264" and any(size % 2 for size in feature["shape"][:2]):
+            size = f"{name} is {feature['shape'][0]} x {feature['shape'][1]}"
+            raise ValueError(f"{directory}: {size}, expected even sizes for H264. Crop a line, or use {CODECS[0]!r}.")

@@ -23,6 +23,7 @@ from molmoact2_jax.text import prompt
 FROZEN = "<ALL FROZEN FRAMES>"  # the annotator saw nothing move
 UNWRITABLE = "actions the codec cannot write"
 UNTOLD = "no instruction"
+UNTOLD = "no instruction"
 RETRIES = 5  # frames drawn in place of a frozen episode's
 
 

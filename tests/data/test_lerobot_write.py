@@ -85,3 +85,28 @@ def test_a_writer_refuses_frames_of_another_form(tmp_path):
         writer.finalize()
     with pytest.raises(ValueError, match="other settings"):
         lerobot_write.Writer(tmp_path / "own", fps=20, features=features)
+    with pytest.raises(ValueError, match="task is None, expected an instruction"):
+        writer.add(frame, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fps": 29.97}, r"fps 29.97, expected a whole number"),
+        ({"fps": 0}, "fps 0, expected a whole number"),
+        ({"codec": "libx265"}, "codec 'libx265', expected one of"),
+        ({"size": (47, 64), "codec": "libx264"}, r"image is 47 x 64, expected even sizes for H264"),
+    ],
+)
+def test_a_writer_refuses_settings_that_cannot_be_encoded(tmp_path, change, words):
+    features = {VIEWS[0]: lerobot_write.camera(*change.pop("size", (48, 64)))}
+    with pytest.raises(ValueError, match=words):
+        lerobot_write.Writer(tmp_path / "own", **{"fps": 10, "features": features} | change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_odd_sizes_are_written_in_av1(tmp_path):
+    made = fixtures.episodes((4,), size=(47, 65))
+    source = fixtures.open_lerobot(fixtures.lerobot(tmp_path / "own", made, codec="libsvtav1"))
+    view = source.frames(0, [3, 0], VIEWS[:1])[VIEWS[0]]
+    assert view.shape == (2, 47, 65, 3) and [fixtures.code(picture)[1] for picture in view] == [3, 0]

@@ -260,6 +260,11 @@ def test_nan_in_a_state_is_a_damaged_sample_that_names_its_place(tiny):
         dataset(tiny, [one]).example(3, 0)
 
 
+def test_an_example_without_an_instruction_is_noted(tiny):
+    assert dataset(tiny, [episode(tiny, task=" ")]).example(0, 0).note == "no instruction"
+    assert dataset(tiny).example(0, 0).note == ""
+
+
 def test_a_task_that_holds_a_placeholder_is_a_damaged_sample(tiny):
     with pytest.raises(SampleError, match="placeholders"):
         dataset(tiny, [episode(tiny, task="look at <|image|>")]).example(0, 0)
