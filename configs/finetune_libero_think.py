@@ -1,4 +1,4 @@
-"""Fine-tunes the Think model on LIBERO with depth; ABLATION names what a row of the paper's Table 13 lacks, or is left out.
+"""Fine-tunes the Think model on LIBERO with depth; ABLATION names what a row of Table 13 lacks, or is left out.
 
 molmoact2 train --config=configs/finetune_libero_think.py:ABLATION --config.model.init_from=CHECKPOINT
     --config.data.robots[0].path=DIR --config.data.robots[0].depth.image=DEPTH_DIR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from molmoact2_jax.config import DepthIds
 from molmoact2_jax.data import normalize
 from molmoact2_jax.models import decode
 from molmoact2_jax.serve import observe, program
@@ -15,7 +16,7 @@ def action(host: observe.Host, one: Prepared, outcome: program.Outcome, index: i
     """Builds the result of row `index` of a batch.
 
     Raises:
-      DepthDecodeError: the depth span did not end.
+      DepthDecodeError: the depth span did not end, or free decoding put no code into it.
       ActionDecodeError: an answer without end; with `strict`, also tokens that are not a chunk.
     """
     tokens, codes, passes = _depth(host, outcome, index)
@@ -66,13 +67,25 @@ def _depth(host: observe.Host, outcome: program.Outcome, index: int) -> tuple[np
         return free, None, 0
     ids = host.cfg.tokens.depth
     if outcome.codes is None:
-        inside = free[(free >= ids.first) & (free < ids.first + ids.num_codes)]
-        return free, (inside - ids.first).astype(np.int32), len(free)
+        return free, _free_codes(ids, free), len(free)
     codes = np.asarray(outcome.codes.codes)[index]
     end = free if free.size else [ids.end]
     span = np.concatenate([[ids.start], codes + ids.first, end]).astype(np.int64)
     late = 1 + len(free) if free.size else 0  # a span that ends late is read once more, then decoded on
     return span, codes, int(outcome.codes.passes) + late
+
+
+def _free_codes(ids: DepthIds, tokens: np.ndarray) -> np.ndarray:
+    """Returns i32[N], the codes behind the start of the span; the release counts on any number of them but none."""
+    begin = np.flatnonzero(tokens == ids.start)
+    inside = tokens[begin[0] :] if begin.size else tokens
+    codes = inside[(inside >= ids.first) & (inside < ids.first + ids.num_codes)]
+    if not codes.size:
+        raise DepthDecodeError(
+            f"depth span: no codes among {len(tokens)} tokens. The checkpoint was not trained to predict depth; "
+            "depth='adaptive' asks it for codes alone."
+        )
+    return (codes - ids.first).astype(np.int32)
 
 
 def _decoded(host: observe.Host, one: Prepared, answer: np.ndarray, *, strict: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from molmoact2_jax.serve import observe
 
 
 class DepthDecodeError(ValueError):
-    """The model did not end its depth span within the released limit."""
+    """The model did not end its depth span within the released limit, or wrote no code into it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,3 +86,9 @@ def test_a_span_that_never_ends_is_an_error(policies, cases):
     observation, _ = cases[0]
     with pytest.raises(DepthDecodeError, match="no end within 30 tokens"):
         policies["never"].predict_actions([observation], depth="adaptive")
+
+
+def test_free_decoding_without_a_single_code_is_an_error_as_released(policies, cases):
+    observation, _ = cases[0]
+    with pytest.raises(DepthDecodeError, match="no codes among 2 tokens"):
+        policies["later"].predict_actions([observation], depth="full")
