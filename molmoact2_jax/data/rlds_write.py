@@ -61,16 +61,32 @@ class Writer:
         Args:
           steps: one nested mapping per step; pictures as encoded bytes (`pictures.encode_png`), text as str.
           metadata: the other features, e.g. {"episode_metadata": {...}}.
+
+        Raises:
+          ValueError: what is given is not what the features say.
         """
         example = {"steps": list(steps), **(metadata or {})}
-        self._pending.append(self.features.serialize_example(self.features.encode_example(example)))
+        try:
+            self._pending.append(self.features.serialize_example(self.features.encode_example(example)))
+        except Exception as error:  # TFDS raises many kinds; pictures that are arrays make it look for TensorFlow
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{self.directory}: TFDS cannot encode the episode: {reason}. Give every feature and no other, "
+                "pictures as encoded bytes (`pictures.encode_png`)."
+            ) from error
         if len(self._pending) == self._episodes_per_shard:
             self._flush()
 
     def close(self) -> None:
-        """Writes the last shard, gives shards their names, then the metadata."""
+        """Writes the last shard, gives shards their names, then the metadata.
+
+        Raises:
+          ValueError: no episode was added.
+        """
         if self._pending:
             self._flush()
+        if not self._shards:
+            raise ValueError(f"{self.directory}: no episodes, expected at least one. Add one before closing.")
         for i, (path, _, _) in enumerate(self._shards):
             path.rename(
                 self.directory / f"{self.name}-{self.split}.{self.file_format}-{i:05}-of-{len(self._shards):05}"

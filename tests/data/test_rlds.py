@@ -197,6 +197,8 @@ def test_a_writer_refuses_to_overwrite(tmp_path):
     fixtures.rlds(tmp_path / "own", MADE)
     with pytest.raises(ValueError, match="a dataset already"):
         fixtures.rlds(tmp_path / "own", MADE)
+    with pytest.raises(ValueError, match="no episodes, expected at least one"):
+        rlds_write.Writer(tmp_path / "none", "own", fixtures.rlds_features()).close()
     with pytest.raises(ValueError, match="file_format"):
         fixtures.rlds(tmp_path / "other", MADE, file_format="csv")
 
@@ -264,3 +266,20 @@ def test_pictures_that_tensorflow_wrote_equal_the_decoder_of_tfds(by_tensorflow)
         for camera in source.cameras_of(e):
             ours = source.frames(e, list(range(len(steps))), [camera])[camera]
             np.testing.assert_array_equal(ours, [step["observation"][camera] for step in steps])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda step: step.pop("action"),
+        lambda step: step.update(action=np.zeros(7, np.float32)),
+        lambda step: step.update(other=1),
+        lambda step: step["observation"].update(image=np.zeros((4, 4, 3), np.uint8)),
+    ],
+)
+def test_a_writer_refuses_steps_of_other_features_in_words(tmp_path, change):
+    steps = fixtures.rlds_steps(MADE[0])
+    change(steps[1])
+    writer = rlds_write.Writer(tmp_path / "own", "own", fixtures.rlds_features())
+    with pytest.raises(ValueError, match=r"own: TFDS cannot encode the episode: .* Give every feature"):
+        writer.add(steps, {"episode_metadata": {"file_path": "", "has_wrist_image": True}})
