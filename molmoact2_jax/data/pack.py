@@ -4,13 +4,13 @@ Source: the released packer (`training.md` 3.1): 48 examples wait; when another 
 becomes a row. An example's value is its tokens plus 30 for each crop. Two things differ. The release rounds lengths up
 to about 512 levels, which costs up to half of a row where examples are alike (two of 1 050 tokens in 2 100); here they
 are exact. And it has no term for age, so that what is worth little may wait for ever; here every `OLDEST_EVERY`th row
-begins with the oldest example.
+takes the oldest example, and the most valuable others that fit beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ BUFFER = 48
 CROP_VALUE = 30
 OLDEST_EVERY = 100  # rows; nothing waits for more than this times the buffer
 LIMITS = ("tokens", "crops", "chunks")
+_Sums = dict[tuple[int, int], int]  # {(crops, chunks): bit t set where t tokens can be reached}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +81,9 @@ def choose(sizes: np.ndarray, limits: Limits) -> list[int]:
       last member comes first.
     """
     mask = (2 << limits.tokens) - 1
-    tables: list[dict[tuple[int, int], int]] = [
-        {(0, 0): 1}
-    ]  # before each example: {(crops, chunks): bit t set where t tokens can be reached}
-    rows = sizes.tolist()
+    rows, tables = sizes.tolist(), [_Sums({(0, 0): 1})]  # one before each example, and one at the end
     for tokens, crops, chunks in rows:
-        reached = dict(tables[-1])
+        reached = _Sums(tables[-1])
         for (c, k), sums in tables[-1].items():
             place = c + crops, k + chunks
             if place[0] <= limits.crops and place[1] <= limits.chunks and (more := sums << tokens & mask):
@@ -95,13 +93,7 @@ def choose(sizes: np.ndarray, limits: Limits) -> list[int]:
     return _backtrack(rows, tables, best[1].bit_length() - 1, *best[0])
 
 
-def _backtrack(
-    sizes: Sequence[Sequence[int]],
-    tables: Sequence[Mapping[tuple[int, int], int]],
-    tokens: int,
-    crops: int,
-    chunks: int,
-) -> list[int]:
+def _backtrack(sizes: list[list[int]], tables: list[_Sums], tokens: int, crops: int, chunks: int) -> list[int]:
     chosen = []
     for i in range(len(sizes) - 1, -1, -1):
         if not tables[i].get((crops, chunks), 0) >> tokens & 1:
