@@ -180,6 +180,23 @@ def test_the_package_imports_in_two_seconds_and_a_policy_needs_none_of_the_heavy
     assert loaded == "[]"
 
 
+def test_a_robots_client_loads_neither_the_model_nor_the_server():
+    heavy = ["jax", "flax", "tokenizers", "safetensors", "PIL", "starlette", "uvicorn"]
+    program = (
+        "import sys\n"
+        "from molmoact2_jax.serve import chunks, client\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_policies_and_their_limits_import_nothing_of_the_serve_extra():
+    needs_extra = {f"serve/{name}.py" for name in ("client", "http", "server", "websocket", "wire_msgpack")}
+    extra = {"msgpack", "starlette", "uvicorn", "websockets"}
+    assert {path for path, tree in sources().items() if roots(tree) & extra} == needs_extra
+
+
 def test_the_version_is_the_same_in_the_package_the_metadata_and_the_changelog():
     released = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert molmoact2_jax.__version__ == PROJECT["version"] == importlib.metadata.version("molmoact2-jax")
