@@ -93,7 +93,7 @@ def _parse(features: Any, row: oxe.Row, record: bytes, place: tuple[int, int]) -
     try:
         parsed = features.deserialize_example_np(record, decoders={rlds_features.STEPS: tfds.decode.SkipDecoding()})
     except Exception as error:  # protobuf, TFDS and NumPy each raise their own kinds
-        raise ValueError(f"TFDS cannot decode the record: {error}") from error
+        raise ValueError(f"TFDS cannot decode the record: {' '.join(str(error).split())}") from error
     values, kinds = flatten(parsed), rlds_features.leaves(features)
     spans = wire.byte_spans(record, [camera.key for camera in row.cameras])
     numbers = {key: _numbers(kinds[key], values[key], key) for key in rlds_features.numeric(kinds, row)}

@@ -68,7 +68,7 @@ class RobotDataset:
         if not self._source.valid[index]:
             raise example_lib.Skipped("quarantined")
         rng = mixture.example_rng(self._options.seed, index, len(self), epoch)
-        episode, frame, task = self._instruction(rng, *self._source.locate(index))
+        episode, frame, task = self._instruction(rng, index)
         cameras = self._cameras(rng, episode)
         style = _drawn(rng, self._options.styles)
         targets = self._targets(episode, frame, cameras, style)
@@ -104,15 +104,17 @@ class RobotDataset:
         crops = [images.crops_of(picture, self._encoding.processor) for picture in pictures]
         return images.join(crops, self._encoding.patches)
 
-    def _instruction(self, rng: np.random.RandomState, episode: int, frame: int) -> tuple[int, int, str]:
-        """Returns frame and instruction; a frozen episode gives its place to another frame."""
+    def _instruction(self, rng: np.random.RandomState, index: int) -> tuple[int, int, str]:
+        """Returns episode, frame and instruction; a frozen episode gives its place to another frame."""
         for _ in range(1 + RETRIES):
-            annotated = self._annotation(rng, episode) if self._options.annotated_task else None
-            if annotated is None:
-                return episode, frame, self._source.task(episode, frame)
-            if annotated.strip() != FROZEN:
-                return episode, frame, annotated
-            episode, frame = self._source.locate(int(rng.randint(len(self))))
+            if self._source.valid[index]:
+                episode, frame = self._source.locate(index)
+                annotated = self._annotation(rng, episode) if self._options.annotated_task else None
+                if annotated is None:
+                    return episode, frame, self._source.task(episode, frame)
+                if annotated.strip() != FROZEN:
+                    return episode, frame, annotated
+            index = int(rng.randint(len(self)))
         raise example_lib.Skipped("frozen frames")
 
     def _annotation(self, rng: np.random.RandomState, episode: int) -> str | None:

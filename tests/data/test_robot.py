@@ -1,5 +1,6 @@
 """Robot examples: the released prompt to the id, targets, chunks, cameras, wording, styles."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pickle
@@ -234,6 +235,12 @@ def test_a_frozen_episode_gives_way_to_another_frame_or_is_skipped(tiny):
     assert {made.example(0, epoch).pictures.episode for epoch in range(20)} <= {1, 2, 3}
     with pytest.raises(Skipped, match="frozen"):
         dataset(tiny, [frozen], annotated_task=True).example(0, 0)
+    made._source.valid[6:18] = False  # what takes the place is not quarantined either
+    shown = []
+    for epoch in range(60):
+        with contextlib.suppress(Skipped):
+            shown.append(made.example(0, epoch).pictures.episode)
+    assert set(shown) == {3} and len(shown) > 30
 
 
 def test_quarantined_frames_are_skipped_without_renumbering(tiny):
