@@ -241,14 +241,15 @@ OLD_CAMERAS = {"yam": {"top": "camera_front", "left": "camera_left", "right": "c
 
 
 def stored_camera(meta: Meta, key: str, aliases: str) -> str:
-    """Returns the feature that holds a camera, which older datasets name otherwise.
+    """Returns the feature that holds a camera: by name, by an older one, or by the last part (`top`).
 
     Raises:
       ValueError: there is none; lists the cameras of the dataset.
     """
     stem, _, name = key.rpartition(".")
     old = f"{stem}.{OLD_CAMERAS.get(aliases, {}).get(name, name)}"
-    for candidate in (key, old):
+    ends = [camera for camera in meta.cameras if camera.rpartition(".")[2] == name]
+    for candidate in (key, old, *ends):
         if candidate in meta.cameras:
             return candidate
     raise ValueError(

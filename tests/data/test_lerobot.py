@@ -209,6 +209,7 @@ def test_older_camera_names_of_a_tag_are_found(originals):
     view = {"dtype": "video", "shape": [8, 8, 3]}
     old = dataclasses.replace(meta, features={"observation.images.camera_front": view})
     assert lerobot_meta.stored_camera(old, "observation.images.top", "yam") == "observation.images.camera_front"
+    assert lerobot_meta.stored_camera(meta, "wrist_image", "") == VIEWS[1]
     with pytest.raises(ValueError, match=r"no camera .*expected one of \['observation.images.camera_front'\]"):
         lerobot_meta.stored_camera(old, "observation.images.top", "")
 
