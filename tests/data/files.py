@@ -29,11 +29,11 @@ def _open(root, kind, files):
     return catalog.open_source(root / kind, meaning, table.Options(name=kind, files=files))
 
 
-def loaded(root, **options):
-    """Makes a loader of all of them, with augmentation on the host, whose draws belong to the example."""
+def loaded(root, augment="full", **options):
+    """Makes a loader of all of them; augmentation is on the host, where its draws belong to the example."""
     archive, shared = checkpoints.load(GOLDEN), open_files.OpenFiles()
     sources = [_open(pathlib.Path(root), kind, shared) for kind in sorted((*formats.KINDS, REPACKED))]
-    tag, shaping = stats.measure_sources(sources[:1], FACTS), Options(action_format="continuous", augment="full")
+    tag, shaping = stats.measure_sources(sources[:1], FACTS), Options(action_format="continuous", augment=augment)
     datasets = [robot.RobotDataset(s, Robot("own", tag, "q01_q99"), archive.encoding, shaping) for s in sources]
     processor = archive.encoding.processor
     side = -(-(processor.image_size // processor.patch_size) // processor.pooling)

@@ -100,6 +100,19 @@ def test_no_row_exceeds_a_limit_and_every_example_leaves_exactly_once(limits):
     assert collections.Counter(m for row in rows for m in row.examples) == collections.Counter(fed)
 
 
+@pytest.mark.parametrize(("limits", "robot"), [(ROBOT, 1.0), (MIXED, 0.9), (pack.Limits(4200, 8, 0), 0.0)])
+def test_a_stream_is_filled_nearly_as_by_an_exact_solver_though_nothing_waits_for_ever(limits, robot):
+    packer, ours, best = pack.Packer(limits), 0, 0
+    for m in examples(np.random.default_rng(6), 1500, robot):
+        if limits.exceeded(pack.sizes_of([m])[0]):
+            continue
+        waiting = list(packer.waiting)
+        if row := packer.add(m):
+            ours, best = ours + value(row.examples), best + value(chosen(waiting, limits))
+    assert packer.rows > 2 * pack.OLDEST_EVERY
+    assert 0.99 * best < ours < best
+
+
 def test_nothing_leaves_before_the_buffer_is_full():
     packer = pack.Packer(ROBOT, buffer=4)
     metas = examples(np.random.default_rng(4), 5, robot=1)
