@@ -127,7 +127,7 @@ class TrainConfig:
       frozen: regular expressions over paths of weights that are not trained; each must match.
       embedding: which tables around the decoder train (`optim.EMBEDDING`).
       lora: adapts the decoder and the vision side by low-rank changes instead of training them.
-      augment: mode of the device's augmentation.
+      augment: mode of the device's augmentation; "none" where the host does it (`data.robot["augment"]`).
       seed: of random draws in the step; data have `data.robot["seed"]`.
     """
 
@@ -169,6 +169,12 @@ def build(values: Mapping[str, Any]) -> TrainConfig:
         )
     if made.data.vlm not in ("separate", "mixed"):
         raise ValueError(f"config.data.vlm: {made.data.vlm!r}, expected 'separate' or 'mixed'.")
+    host = made.data.robot.get("augment", "none")
+    if "none" not in (made.augment, host):
+        raise ValueError(
+            f"config: pictures are augmented twice, {host!r} on the host and {made.augment!r} on the device. Set "
+            "augment or data.robot.augment to 'none'."
+        )
     return made
 
 

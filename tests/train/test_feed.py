@@ -114,3 +114,11 @@ def test_opened_datasets_have_names_of_their_own(toys, sides, tmp_path):
 def test_augmentation_on_the_host_is_for_multimodal_pictures_too():
     assert feed.vlm_options(recipe.DataConfig(robot={"augment": "full"})).augment == "full"
     assert feed.vlm_options(recipe.DataConfig()).augment == "none"
+
+
+def test_pictures_are_not_augmented_on_the_host_and_on_the_device():
+    run = dict(run_dir="", steps=1, batch_size=1, model={}, optimizer=dict(peak_rates={}))
+    host = dict(robot=dict(augment="photometric"))
+    assert recipe.build({**run, "data": host, "augment": "none"}).data.robot == {"augment": "photometric"}
+    with pytest.raises(ValueError, match="augmented twice, 'photometric' on the host and 'full' on the device"):
+        recipe.build({**run, "data": host})
