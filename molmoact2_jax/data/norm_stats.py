@@ -15,7 +15,7 @@ import numpy as np
 FORMAT = "molmoact2_norm_stats.v1"
 MODES = ("none", "mean_std", "min_max", "q01_q99", "q10_q90")
 QUANTILES = ("q01", "q10", "q50", "q90", "q99")
-CHANNEL_FIELDS = ("mean", "std", "min", "max", *QUANTILES, "mask", "names")
+CHANNEL_FIELDS = ("mean", "std", "min", "max", *QUANTILES, "max_step", "mask", "names")
 
 Floats = tuple[float, ...]
 Json = Mapping[str, Any]
@@ -26,6 +26,7 @@ class TagStats:
     """Statistics of an action or a state, one entry per channel, in the dataset's own units; None where unknown.
 
     Attributes:
+      max_step: largest change from one frame of an episode to the next. Our extension of the format.
       mask: true for channels that are normalised; the others pass through raw.
       count: frames they were taken from.
       source: the JSON object they were read from; fields that this class does not know are kept when written.
@@ -40,6 +41,7 @@ class TagStats:
     q50: Floats | None = None
     q90: Floats | None = None
     q99: Floats | None = None
+    max_step: Floats | None = None
     mask: tuple[bool, ...] | None = None
     names: tuple[str, ...] | None = None
     count: int | None = None
@@ -271,7 +273,8 @@ def merge(parts: Sequence[TagStats]) -> TagStats:
         return None if None in values else np.asarray(values, np.float64)
 
     merged: dict[str, Any] = {q: _weighted(rows(q), counts) for q in ("mean", *QUANTILES)}
-    merged |= {"min": _reduced(rows("min"), np.min), "max": _reduced(rows("max"), np.max)}
+    merged |= {"min": _reduced(rows("min"), np.min)}
+    merged |= {field: _reduced(rows(field), np.max) for field in ("max", "max_step")}
     merged["std"] = _pooled_std(rows("mean"), rows("std"), counts)
     return TagStats(**merged, mask=parts[0].mask, names=parts[0].names, count=int(counts.sum()))
 

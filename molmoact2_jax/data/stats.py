@@ -29,6 +29,7 @@ class Numbers:
       episodes: with at least one frame.
       excluded: frames left out because the quarantine file names them.
       state: f32[N, D]; action: f32[N, C]; robot units.
+      max_step: largest change of an action from one frame of an episode to the next, f64[C].
       state_names, action_names: one word per channel.
     """
 
@@ -40,6 +41,7 @@ class Numbers:
     excluded: int
     state: np.ndarray
     action: np.ndarray
+    max_step: np.ndarray
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
 
@@ -51,6 +53,7 @@ class Numbers:
             "episodes": self.episodes,
             "frames": len(self.action),
             "excluded_frames": self.excluded,
+            "fps": self.fps,
         }
 
 
@@ -75,9 +78,19 @@ def read(source: EpisodeSource) -> Numbers:
         excluded=int((~source.valid).sum()),
         state=columns["state"][keep],
         action=columns["action"][keep],
+        max_step=_max_step(columns["action"], source),
         state_names=source.state_names,
         action_names=source.action_names,
     )
+
+
+def _max_step(action: np.ndarray, source: EpisodeSource) -> np.ndarray:
+    """Returns the largest change of each channel between neighbours that nobody quarantined; 0 where there are none."""
+    follows = np.ones(len(action), bool)
+    follows[source.episode_starts[source.episode_lengths > 0]] = False
+    kept = (follows & source.valid)[1:] & source.valid[:-1]
+    channels = (np.abs(np.diff(column.astype(np.float64)))[kept].max(initial=0) for column in action.T)
+    return np.fromiter(channels, np.float64)
 
 
 def exact(parts: Sequence[np.ndarray], names: Sequence[str], mask: Sequence[bool]) -> norm_stats.TagStats:
@@ -127,7 +140,9 @@ def measure(datasets: Sequence[Numbers], facts: norm_stats.Tag) -> norm_stats.Ta
         names = _agreed(datasets, kind)
         mask = norm_stats.gripper_mask(names, len(names), normalize_gripper=bool(facts.normalize_gripper))
         found[kind] = exact([getattr(numbers, kind) for numbers in datasets], names, mask)
-    tag = dataclasses.replace(facts, action=found["action"], state=found["state"])
+    steps = np.max([numbers.max_step for numbers in datasets], axis=0)
+    action = dataclasses.replace(found["action"], max_step=tuple(steps.tolist()))
+    tag = dataclasses.replace(facts, action=action, state=found["state"])
     return _sign(tag, EXACT, [numbers.provenance() for numbers in datasets])
 
 

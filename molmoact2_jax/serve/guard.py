@@ -16,7 +16,6 @@ from molmoact2_jax.data import norm_stats
 
 ACTION_MODES = ("off", "warn", "clamp")
 STATE_MODES = ("off", "warn", "refuse")
-STEPS = "max_step"  # our extension of `action_stats`: the largest change from one frame of an episode to the next
 GRIPPER_SLACK = 0.1  # of a gripper's range: its raw regression overshoots the recorded ends, and hardware stops there
 _ROUNDING = 1e-6  # of a channel's largest value: statistics are float64, actions float32
 
@@ -115,7 +114,7 @@ def limits(tag: norm_stats.Tag) -> Limits:
     lies outside them. Grippers (by name, or not normalised) get some slack and no bound on their change.
 
     Raises:
-      ValueError: the tag has no action statistics, or `max_step` has another width or is not positive.
+      ValueError: the tag has no action statistics, or `max_step` is negative.
     """
     if tag.action is None:
         raise ValueError("guard: the robot has no action_stats, expected some to take limits from.")
@@ -133,15 +132,15 @@ def limits(tag: norm_stats.Tag) -> Limits:
 
 
 def _steps(stats: norm_stats.TagStats, span: np.ndarray) -> tuple[np.ndarray, str]:
-    if stats.source.get(STEPS) is None:
+    if stats.max_step is None:
         return span, "range"
-    step = np.asarray(stats.source[STEPS], np.float64)
-    if step.shape != span.shape or not (np.isfinite(step) & (step >= 0)).all():
+    step = np.asarray(stats.max_step, np.float64)
+    if not (step >= 0).all():
         raise ValueError(
-            f"action_stats.{STEPS}: {step.tolist()}, expected {len(span)} numbers that are not negative. "
-            "Compute the statistics again, or leave it out."
+            f"action_stats.max_step: {step.tolist()}, expected numbers that are not negative. "
+            "Compute the statistics again."
         )
-    return step, STEPS
+    return step, "max_step"
 
 
 def _robot_side(tag: norm_stats.Tag, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

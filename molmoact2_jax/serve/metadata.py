@@ -71,9 +71,11 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 
 
 def _rate(tag: norm_stats.Tag, horizon: int) -> tuple[float, str]:
-    """Returns actions per second: of the statistics where they say it, else those of a chunk of one second."""
-    fps = (tag.provenance or {}).get("fps")
-    return (float(fps), "norm_stats") if fps else (float(horizon), "a chunk is about one second")
+    """Returns actions per second: those of the demonstrations where the statistics say it, else a chunk per second."""
+    known = {dataset.get("fps") for dataset in (tag.provenance or {}).get("datasets", ())}
+    if len(known) == 1 and (fps := known.pop()):
+        return float(fps), "norm_stats"
+    return float(horizon), "a chunk is about one second"
 
 
 def _dtype(params: Params) -> str:

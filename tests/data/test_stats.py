@@ -50,6 +50,24 @@ def test_statistics_of_several_datasets_are_those_of_numpy_on_their_concatenatio
         assert found.count == len(union) and found.mask == (True, True, False)
 
 
+def test_the_largest_step_is_inside_an_episode_and_between_frames_that_count():
+    rows = np.zeros((6, 3), np.float32)
+    rows[:, 0], rows[:, 1] = [0, 1, 3, 100, 101, 101], [0, 0, -5, -5, -5, 0]
+    episodes = [
+        memory.Episode(part, part, {"image": np.zeros((3, 4, 4, 3), np.uint8)}, "") for part in (rows[:3], rows[3:])
+    ]
+    own, other = (Blind(name, episodes, fps=10.0) for name in ("own", "other"))
+    for made in (own, other):
+        made.state_names = made.action_names = ("j0", "j1", "gripper")
+    assert stats.measure_sources([own], FACTS).action.max_step == (2, 5, 0)
+    own.valid = np.array([True, True, False, True, True, True])
+    tag = stats.measure_sources([own], FACTS)
+    assert tag.action.max_step == (1, 5, 0) and tag.state.max_step is None
+    assert stats.measure_sources([own, other], FACTS).action.max_step == (2, 5, 0)
+    assert stats.merge([tag, stats.measure_sources([other], FACTS)]).action.max_step == (2, 5, 0)
+    assert {dataset["fps"] for dataset in tag.provenance["datasets"]} == {10.0}
+
+
 def test_a_million_frames_of_fourteen_channels_take_less_than_thirty_seconds():
     rows = RNG.normal(size=(1_000_000, 14)).astype(np.float32)
     start = time.perf_counter()
