@@ -48,19 +48,29 @@ def open_source(
       progress: called with (done, all) while an index is built.
 
     Raises:
-      ValueError: nothing that can be read there, or a meaning of the wrong kind.
+      ValueError: nothing that can be read there, a meaning of the wrong kind, or companions of another format.
     """
     path, episodes = parse(os.fspath(spec))
     options = options if episodes is None else dataclasses.replace(options, episodes=episodes)
     root = pathlib.Path(path)
     if (root / repack.MANIFEST).exists():
+        _refuse_companions(path, depth)
         return repacked.RepackedSource(root, options)
     if (root / "meta" / "info.json").exists():
         return lerobot.LeRobotSource(root, _tag(meaning, path), options, depth=depth, progress=progress)
     if (root / "features.json").exists() or list(root.glob("*/features.json")):
+        _refuse_companions(path, depth)
         return rlds.RLDSSource(root, _row(meaning, path), options, progress=progress)
     expected = f"expected meta/info.json (LeRobot), features.json (RLDS) or {repack.MANIFEST}"
     raise ValueError(f"{path}: no dataset, {expected}. Check the path.")
+
+
+def _refuse_companions(path: str, depth: Mapping[str, str | os.PathLike[str]] | None) -> None:
+    if depth:
+        raise ValueError(
+            f"{path}: depth companions {dict(depth)}, expected none: LeRobot datasets alone take them, and repacked ones "
+            "bring their codes along. Leave them out."
+        )
 
 
 def _tag(meaning: oxe.Row | oxe.Tag | str | None, path: str) -> oxe.Tag:

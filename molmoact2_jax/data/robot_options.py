@@ -8,6 +8,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from molmoact2_jax.data import augment, mixture, norm_stats, source
 from molmoact2_jax.data.example import Encoding
 from molmoact2_jax.text import actions as actions_lib
@@ -95,12 +97,26 @@ def check(dataset: source.EpisodeSource, robot: Robot, encoding: Encoding, optio
     """Refuses what cannot be trained on.
 
     Raises:
-      ValueError: widths or horizon that do not match, or parts of the checkpoint that are missing; each in words.
+      ValueError: widths or horizon that do not match, or parts of checkpoint or dataset that are missing; each in
+        words.
     """
     _check_widths(dataset, robot, options)
     _check_parts(dataset.name, robot, encoding, options)
+    if "depth" in options.words:
+        _check_depth(dataset, options)
     if options.annotated_task:
         _count_annotations(dataset)
+
+
+def _check_depth(dataset: source.EpisodeSource, options: Options) -> None:
+    """Refuses a dataset without depth codes; single frames that lack theirs are damaged samples."""
+    for index in np.flatnonzero(dataset.valid)[:1]:
+        with contextlib.suppress(source.SampleError):
+            if dataset.depth_codes(*dataset.locate(int(index)), dataset.cameras) is None:
+                raise ValueError(
+                    f"{dataset.name}: no depth codes, expected for styles {dict(options.styles)}. Make them (molmoact2 "
+                    "data depth) and name the companion in the recipe (depth of data.robots)."
+                )
 
 
 def _count_annotations(dataset: source.EpisodeSource) -> None:

@@ -23,6 +23,11 @@ def test_a_meaning_of_the_wrong_kind_is_refused(tmp_path):
                 catalog.open_source(root, wrong)
 
 
+def test_depth_companions_are_refused_where_they_would_be_ignored(tmp_path):
+    with pytest.raises(ValueError, match="LeRobot datasets alone take them"):
+        catalog.open_source(fixtures.rlds(tmp_path, MADE), fixtures.ROW, depth={"image": tmp_path})
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [("a/b", ("a/b", None)), ("a@3", ("a", (3,))), ("a@x/b@0-2,5, 1", ("a@x/b", (0, 1, 2, 5)))],

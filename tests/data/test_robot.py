@@ -139,9 +139,13 @@ def test_styles_come_at_their_rates_and_anew_each_epoch(think):
     assert drawn[0] != drawn[1] and drawn[0] == [made.example(i, 0).style for i in range(40)]
 
 
-def test_depth_without_codes_is_a_damaged_sample(think):
+def test_an_episode_without_depth_codes_is_damaged_and_a_dataset_without_any_is_refused(think):
+    styles = {"robot_depth": 1.0}
     with pytest.raises(SampleError, match="no depth codes"):
-        dataset(think, [episode(think, depth={})], styles={"robot_depth": 1.0}).example(0, 0)
+        dataset(think, [episode(think), episode(think, depth={})], styles=styles).example(6, 0)
+    with pytest.raises(ValueError, match="toy: no depth codes, expected for styles"):
+        dataset(think, [episode(think, depth={})], styles=styles)
+    dataset(think, [episode(think, depth={})], styles={"robot_depth": 0.0, "robot_action": 1.0}).example(0, 0)
 
 
 def test_camera_order_is_kept_permuted_per_episode_or_per_example(tiny):
