@@ -68,8 +68,8 @@ def open_source(
 def _refuse_companions(path: str, depth: Mapping[str, str | os.PathLike[str]] | None) -> None:
     if depth:
         raise ValueError(
-            f"{path}: depth companions {dict(depth)}, expected none: LeRobot datasets alone take them, and repacked ones "
-            "bring their codes along. Leave them out."
+            f"{path}: depth companions {dict(depth)}, expected none: LeRobot datasets alone take them; repacked "
+            "ones bring their codes along. Leave them out."
         )
 
 
