@@ -85,7 +85,10 @@ class Field:
         flat = np.asarray(values, np.float32).reshape(len(values), int(np.prod(np.shape(values)[1:])))
         part = flat[:, self.start : self.start + len(self.names)]
         if part.shape[1] != len(self.names):
-            raise ValueError(f"{self.key}: {flat.shape[1]} channels, expected {self.start + len(self.names)} or more")
+            wanted = self.start + len(self.names)
+            raise ValueError(
+                f"{self.key}: {flat.shape[1]} channels, expected {wanted} or more. Correct the field's names."
+            )
         return CONVERSIONS[self.convert](part) if len(part) else part
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Container, Mapping
@@ -65,7 +66,7 @@ def check(dataset: Dataset, row: oxe.Row) -> None:
     """Compares the features that a row names with those the dataset has.
 
     Raises:
-      ValueError: features are missing; lists what there is.
+      ValueError: features are missing, with a list of what there is; or have too few channels, or are of other kinds.
     """
     known = leaves(dataset.features)
     missing = [key for key in row.features if key not in known]
@@ -77,6 +78,13 @@ def check(dataset: Dataset, row: oxe.Row) -> None:
     kinds = {camera.key: type(known[camera.key]).__name__ for camera in row.cameras}
     if set(kinds.values()) - {"Image"}:
         raise ValueError(f"{dataset.root}: {kinds}, expected Image features for the cameras of row {row.name!r}.")
+    for field in (*row.state, *row.action):
+        shape, wanted = known[field.key].shape, field.start + len(field.names)
+        if None not in shape and math.prod(shape) < wanted:
+            raise ValueError(
+                f"{dataset.root}: {field.key} has {math.prod(shape)} channels, expected at least {wanted} by row "
+                f"{row.name!r}. Correct the names of the row."
+            )
 
 
 def leaves(features: Any, prefix: str = "") -> dict[str, Any]:
