@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "molmoact2_jax"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ("3.11", "3.12", "3.13")
-LOCKED_EXTRAS = ("plot", "train", "serve", "sim", "dev")
+LOCKED_EXTRAS = ("plot", "train", "gcs", "serve", "sim", "dev")
 
 NEVER_IMPORTED = {"torch", "tensorflow", "transformers", "lerobot", "pickle", "dill", "joblib"}
 NEVER_IN_BASE = {"torch", "tensorflow", "transformers", "grain", "matplotlib", "opencv-python-headless", "pyarrow"}

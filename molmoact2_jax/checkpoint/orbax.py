@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +70,6 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep), cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self._keep = keep
         self._open = functools.partial(ocp.CheckpointManager, self.directory, options=options, item_names=_ITEMS)
         self._manager = self._open()
 
@@ -217,15 +216,6 @@ class Checkpoints:
             ) from error
 
 
-def read_meta(directory: storage.Where, step: int | None = None) -> dict[str, Any]:
-    """Reads what made a checkpoint (the newest unless `step` is given): configuration, code version, data digest.
-
-    Raises:
-      ValueError: there is no such checkpoint.
-    """
-    return _read_item(directory, step, lambda _: {"meta": ocp.args.JsonRestore()})["meta"]
-
-
 def read_params(directory: storage.Where, params: Tree, step: int | None = None) -> Tree:
     """Reads the parameters alone, for inference and for starting another run.
 
@@ -237,28 +227,6 @@ def read_params(directory: storage.Where, params: Tree, step: int | None = None)
     Raises:
       ValueError: there is no such checkpoint, or it is of another model.
     """
-
-    def wanted(meta: Mapping[str, Any]) -> dict[str, Any]:
-        saved = {name: shape for name, shape in meta["shapes"].items() if name.startswith("params/")}
-        shapes = {n: [s, saved.get(n, [None, None])[1]] for n, (s, _) in integrity.shapes({"params": params}).items()}
-        try:
-            integrity.check_model(saved, shapes, directory)
-        except integrity.OtherModelError as error:
-            raise ValueError(str(error)) from None
-        return {"params": ocp.args.StandardRestore(params)}
-
-    return _read_item(directory, step, wanted)["params"]
-
-
-def _absolute(directory: storage.Where) -> epath.Path:
-    """Orbax writes to absolute paths alone; an address is one."""
-    path = epath.Path(storage.path(directory))
-    return path if storage.is_address(path) else path.absolute()
-
-
-def _read_item(
-    directory: storage.Where, step: int | None, wanted: Callable[[Mapping[str, Any]], dict[str, Any]]
-) -> Any:
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(_absolute(directory), options=options, item_names=_ITEMS) as manager:
         steps = sorted(manager.all_steps())
@@ -266,7 +234,24 @@ def _read_item(
         if chosen is None or chosen not in steps:
             raise ValueError(f"checkpoint: step {step} under {directory}, expected one of {steps}. Name one of them.")
         meta = manager.restore(chosen, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        return manager.restore(chosen, args=ocp.args.Composite(**wanted(meta)))
+        _check_params(meta["shapes"], params, directory)
+        return manager.restore(chosen, args=ocp.args.Composite(params=ocp.args.StandardRestore(params)))["params"]
+
+
+def _check_params(saved: Mapping[str, Any], params: Tree, directory: storage.Where) -> None:
+    """Compares names and shapes; dtypes may differ."""
+    saved = {name: shape for name, shape in saved.items() if name.startswith("params/")}
+    shapes = {n: [s, saved.get(n, [None, None])[1]] for n, (s, _) in integrity.shapes({"params": params}).items()}
+    try:
+        integrity.check_model(saved, shapes, directory)
+    except integrity.OtherModelError as error:
+        raise ValueError(str(error)) from None
+
+
+def _absolute(directory: storage.Where) -> epath.Path:
+    """Orbax writes to absolute paths alone; an address is one."""
+    path = epath.Path(storage.path(directory))
+    return path if storage.is_address(path) else path.absolute()
 
 
 def _policy(keep: Keep) -> policies.PreservationPolicy:

@@ -235,7 +235,7 @@ class Run:
         values |= metrics.throughput(values["step_seconds"], values["tokens"], done, jax.devices()) | metrics.memory()
         values |= {"compile_seconds": opened.compiled.seconds, "compilations": sum(opened.compiled.counts.values())}
         values |= self.loader.report.scalars()
-        opened.compiled.alarm({})
+        opened.compiled.alarm()
         self._latest |= values
         self._list_quarantined(opened.folder)
         opened.writer.scalars(number, values)

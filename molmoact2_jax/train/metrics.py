@@ -125,17 +125,13 @@ class Compilations:
         """Declares that these functions have compiled all they need."""
         self._settled = {name: self.counts.get(name, 0) for name in names}
 
-    def alarm(self, shapes: Mapping[str, Any]) -> list[str]:
-        """Logs and returns the settled functions that have compiled again since.
-
-        Args:
-          shapes: what the step was called with, for the message.
-        """
+    def alarm(self) -> list[str]:
+        """Logs and returns the settled functions that have compiled again since."""
         again = [name for name, count in self._settled.items() if self.counts.get(name, 0) > count]
         for name in again:
             _log.error(
                 "metrics: %s was compiled again (%d times in all), which stalls every device; its inputs changed shape "
-                "or dtype: %s. Keep the rows of all batches alike.", name, self.counts[name], dict(shapes),
+                "or dtype. Keep the rows of all batches alike.", name, self.counts[name],
             )  # fmt: skip
             self._settled[name] = self.counts[name]
         return again

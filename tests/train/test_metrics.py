@@ -80,10 +80,10 @@ def test_a_step_that_compiles_again_raises_the_alarm_once(caplog):
         assert compilations.counts["train_step"] == 1 and compilations.seconds > 0
         compilations.settle("train_step")
         train_step(jnp.ones(3))
-        assert compilations.alarm({"x": (3,)}) == []
+        assert compilations.alarm() == []
         train_step(jnp.ones(4))
-        assert compilations.alarm({"x": (4,)}) == ["train_step"]
-        assert compilations.alarm({"x": (4,)}) == []
-    assert "train_step was compiled again (2 times in all)" in caplog.text and "{'x': (4,)}" in caplog.text
+        assert compilations.alarm() == ["train_step"]
+        assert compilations.alarm() == []
+    assert "train_step was compiled again (2 times in all)" in caplog.text
     train_step(jnp.ones(5))
     assert compilations.counts["train_step"] == 2  # it no longer listens
