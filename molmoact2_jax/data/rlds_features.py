@@ -82,8 +82,8 @@ def check(dataset: Dataset, row: oxe.Row) -> None:
         shape, wanted = known[field.key].shape, field.start + len(field.names)
         if None not in shape and math.prod(shape) < wanted:
             raise ValueError(
-                f"{dataset.root}: {field.key} has {math.prod(shape)} channels, expected at least {wanted} by row "
-                f"{row.name!r}. Correct the names of the row."
+                f"{dataset.root}: {field.key}: {math.prod(shape)} channels, expected {wanted} or more by row "
+                f"{row.name!r}. Correct the names of its fields."
             )
 
 

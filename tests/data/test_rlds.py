@@ -153,7 +153,7 @@ def test_a_row_that_does_not_fit_is_refused_with_what_there_is(tmp_path):
     with pytest.raises(ValueError, match="expected Image features"):
         rlds.RLDSSource(directory, row)
     wide = dataclasses.replace(fixtures.ROW, action=(oxe.Field("steps/action", tuple("abc"), "m", start=6),))
-    with pytest.raises(ValueError, match="own: steps/action has 8 channels, expected at least 9 by row 'own'"):
+    with pytest.raises(ValueError, match="own: steps/action: 8 channels, expected 9 or more by row 'own'"):
         rlds.RLDSSource(directory, wide)
     with pytest.raises(ValueError, match="split 'test'"):
         rlds.RLDSSource(directory, fixtures.ROW, split="test")
