@@ -30,15 +30,10 @@ class Case:
     changed: np.ndarray
 
 
-@functools.cache
-def weights(seed):
-    return small.weights(CFG, seed, scale=0.25)
-
-
 def case(seed):
     """Draws a case; how far depth embeddings lie apart says how strongly a code depends on the one before."""
     rng, ids = np.random.default_rng(seed), CFG.tokens
-    params = jax.tree.map(np.copy, weights(seed % 60))
+    params = jax.tree.map(np.array, small.weights(CFG, seed, scale=0.25))
     codes = slice(ids.depth_first, ids.depth_first + ids.num_depths)
     table = params["llm"]["embedding"]["table"]
     table[codes] = table[codes.start] + rng.choice([0.001, 0.03, 0.3, 1.0, 30.0]) * table[codes]
