@@ -94,10 +94,7 @@ class Service:
         """
         self.policy, self.settings = policy, settings
         self.tag = policy.host.tag(settings.norm_tag)
-        if self.tag.cameras and len(settings.cameras) > len(self.tag.cameras):
-            raise ValueError(
-                f"cameras: {list(settings.cameras)}, expected at most {list(self.tag.cameras)}, the tag's."
-            )
+        _check_cameras(settings.cameras, self.tag.cameras)
         self.options = dict(mode=settings.mode, depth=settings.depth, num_steps=settings.num_steps)
         Options.of(self.options, policy.host)
         horizon, steps = policy.host.horizon(self.tag), settings.n_action_steps
@@ -258,6 +255,13 @@ class Service:
             self.late_compilations += self.policy.compilations - self._compiled
             _log.warning("a program was compiled after READY, %d in all: a call stalled", self.late_compilations)
             self._compiled = self.policy.compilations
+
+
+def _check_cameras(chosen: Sequence[str], listed: Sequence[str]) -> None:
+    """Refuses cameras that the robot does not list, or in another order: the prompt shows them in that one."""
+    rest = iter(map(fields.short, listed))
+    if listed and not all(fields.short(camera) in rest for camera in chosen):
+        raise ValueError(f"cameras: {list(chosen)}, expected some of {list(listed)}, in this order.")
 
 
 def _depth(out: Action) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_sigterm_while_loading_ends_it_with_status_0_and_until_then_it_answers_5
     [
         ([], "--norm-tag: missing, expected one of ['libero', 'yam']"),
         (["--norm-tag", "droid"], "norm_tag: 'droid', expected one of"),
-        (["--norm-tag", "libero", "--cameras", "a,b,c"], "cameras: ['a', 'b', 'c'], expected at most"),
+        (["--norm-tag", "libero", "--cameras", "a,b,c"], "cameras: ['a', 'b', 'c'], expected some of"),
         (["--norm-tag", "libero", "--depth", "full"], "does not reason about depth"),
         (["--norm-tag", "libero", "--batch", "3"], "most_together: 3, expected 1, 2, 4, 8"),
         (["--norm-tag", "libero", "--n-action-steps", "11"], "n_action_steps: 11, expected 1 to 10"),

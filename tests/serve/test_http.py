@@ -195,6 +195,26 @@ def test_no_instruction_compiles_anything_after_warming(running, policy):
     assert json.loads(ask(running, "GET", "/health")[2])["late_compilations"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("checkpoint", "options"),
+    [
+        ("tiny", {"mode": "discrete"}),
+        ("tiny_think", {"depth": "full"}),
+        ("tiny_think", {"depth": "adaptive"}),
+        ("tiny_think_random", {"depth": "adaptive"}),
+    ],
+)
+def test_no_call_of_any_kind_compiles_anything_after_warming(golden, checkpoint, options):
+    other, statuses = serving.load(golden / checkpoint), []
+    with serving.served(other, max_task_tokens=4, **options) as made:
+        before = other.compilations
+        for number, task in enumerate(["a", "open", "b c", "d e f g"] * 2):
+            statuses.append(act(made, body(number, task, action_chunk=True, session_id="one"))[0])
+        assert other.compilations == before
+    assert set(statuses) <= {200, 500}  # 500: tokens that are no actions, of a model that knows six prompts
+
+
 def test_unknown_paths_and_methods_are_refused(running):
     assert ask(running, "GET", "/nothing")[0] == 404
     assert ask(running, "POST", "/metadata")[0] == 405

@@ -180,6 +180,24 @@ def test_a_bad_message_is_one_typed_line_and_the_connection_goes_on(running, mes
         assert wire_msgpack.unpack(socket.recv(timeout=60))["actions"].shape == (10, 7)
 
 
+def test_whatever_is_sent_is_answered_and_the_connection_goes_on(running):
+    whole, rng = wire_msgpack.pack(good()), np.random.default_rng(0)
+    with raw(running) as socket:
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, len(whole), rng.integers(1, 4)).tolist() + rng.integers(0, 60, 1).tolist():
+                damaged[place] = rng.integers(256)
+            socket.send(bytes(damaged))
+            answer = socket.recv(timeout=20)
+            if isinstance(answer, str):
+                told = json.loads(answer)
+                assert told["type"] in ("malformed", "bad_request", "out_of_range") and "\n" not in told["error"]
+            else:
+                assert wire_msgpack.unpack(answer)["actions"].shape == (10, 7)
+        socket.send(whole)
+        assert wire_msgpack.unpack(socket.recv(timeout=20))["actions"].shape == (10, 7)
+
+
 def test_a_message_larger_than_the_server_reads_ends_its_connection_alone(running):
     with raw(running) as socket:
         socket.send(bytes((1 << 20) + 1))
