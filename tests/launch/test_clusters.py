@@ -96,7 +96,7 @@ def test_tpu_creation_waits_for_the_slice_and_installs_on_every_host(tmp_path):
     assert "--runtime-version=v2-alpha-tpuv6e" in created and "--spot" in created and "describe" in described
     assert archived[:2] == ["git", "archive"] and "scp" in copied and "--worker=all" in copied
     command = next(part for part in installed if part.startswith("--command="))
-    assert "prepare train,tpu" in command and "mount -t nfs 10.0.0.2:/vol1 /shared" in command
+    assert "prepare gcs,tpu" in command and "mount -t nfs 10.0.0.2:/vol1 /shared" in command
     subprocess.run(["bash", "-n", "-c", command.removeprefix("--command=")], check=True)
 
 
