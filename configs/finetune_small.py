@@ -16,7 +16,14 @@ def get_config() -> ml_collections.ConfigDict:
         init_from="checkpoints/MolmoAct2",  # the released post-trained model
     )
     config.data = dict(
-        robots=(dict(path="data/mine", tag="mine", meaning=""),),  # meaning: explains the columns, if the tag does not
+        robots=(
+            dict(
+                path="data/mine",
+                tag="mine",
+                meaning="",  # explains the columns, if the tag does not
+                quarantine="",  # file of samples that are never drawn, which `data check` writes
+            ),
+        ),
         tokens=2100,  # training.md 1.1
         robot=dict(action_format="both", annotated_task=False),  # training.md 1.7
         held_out=10,  # ours: every tenth episode, for the error that `evaluate` reports from step 0

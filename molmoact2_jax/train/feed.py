@@ -78,7 +78,9 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
     """
     opened, held = [], []
     shared = open_files.OpenFiles()  # bounded together: a mixture has a thousand datasets
-    wholes = [_open(entry, sides, table.Options(quarantine=entry.quarantine, files=shared)) for entry in data.robots]
+    wholes = [
+        _open(entry, sides, table.Options(quarantine=entry.quarantine or None, files=shared)) for entry in data.robots
+    ]
     names = distinct([whole.name for whole in wholes], [catalog.parse(entry.path)[0] for entry in data.robots])
     for entry, whole, name in zip(data.robots, wholes, names):
         meaning = _meaning(entry, sides.stats.tag(entry.tag))
