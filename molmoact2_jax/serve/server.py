@@ -28,11 +28,7 @@ class Server:
           OSError: the address is not this machine's, or the port is taken.
         """
         self.state = state
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._socket = socket.create_server((host, port), family=family)
-        except OSError as error:
-            raise OSError(f"server: cannot listen on {host}:{port}: {error.strerror}. Choose another.") from error
+        self._socket = _listen(host, port)
         self.host, self.port = host, self._socket.getsockname()[1]
         config = uvicorn.Config(
             http.application(state),
@@ -68,3 +64,17 @@ class Server:
         self._uvicorn.should_exit = True
         self._thread.join(timeout)
         return drained
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Returns a bound socket that says it is TCP: asyncio sends small answers at once only over such."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen()
+    except OSError as error:
+        made.close()
+        raise OSError(f"server: cannot listen on {host}:{port}: {error.strerror}. Choose another.") from error
+    return made

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import http.client
 import json
 import time
 
@@ -213,6 +214,17 @@ def test_no_call_of_any_kind_compiles_anything_after_warming(golden, checkpoint,
             statuses.append(act(made, body(number, task, action_chunk=True, session_id="one"))[0])
         assert other.compilations == before
     assert set(statuses) <= {200, 500}  # 500: tokens that are no actions, of a model that knows six prompts
+
+
+def test_answers_leave_at_once(running):
+    """Held back until the client has acknowledged their headers they would take 40 ms each."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    begin = time.perf_counter()
+    for _ in range(25):
+        connection.request("GET", "/metadata")
+        assert connection.getresponse().read()
+    connection.close()
+    assert time.perf_counter() - begin < 0.75
 
 
 def test_unknown_paths_and_methods_are_refused(running):
