@@ -61,7 +61,8 @@ def printed(marks: Mapping[str, Any], sizes: Sizes, *, video: bool = False) -> s
     if marks.get("boxes") is not None:
         return pointing.boxes(label, np.asarray(marks["boxes"], np.float64).reshape(-1, 4), sizes()[0])
     if marks.get("tracks") is not None:
-        return pointing.tracks(label, _marks(marks["tracks"]), sizes()[0], alt=alt)
+        found = pointing.by_appearance(_marks(marks["tracks"]), sizes()[0])
+        return pointing.tracks(label, found, sizes()[0], alt=alt)
     points = _marks(marks["points"])
     if video:
         tag = pointing.video_points(label, points, sizes()[0], alt=alt)

@@ -10,7 +10,7 @@ A record of a set (`records.open_records`) is an object with
 In place of its content an answer may have `marks`, which are printed as the model writes them (`text/pointing.py`):
   {"points" | "tracks": [[place, x, y] or [place, x, y, object], ...], "label": ..., "mode": ..., "alt": ...}
   {"boxes": [[left, top, right, bottom], ...], "label": ...}
-with x and y in pixels, and place the picture's number from 1 or the second of the video.
+with x and y in pixels, and place the picture's number from 1 or the second of the video; objects may have any numbers.
 """
 
 from __future__ import annotations

@@ -69,6 +69,18 @@ def tracks(label: str, marks: Sequence[Mark], size: Size, *, alt: str = "") -> s
     return _tag("tracks", sorted(_rows(marks, [size]), key=lambda row: row[:2]), "{:.1f}", label, alt)
 
 
+def by_appearance(marks: Sequence[Mark], size: Size) -> list[Mark]:
+    """Numbers the objects of a video from 1 as they appear, those of one frame from left to right.
+
+    So the released trainer numbers tracks, whatever a dataset calls its objects.
+    """
+    first: dict[int, int] = {}
+    places = [(row[0], *row[2:], mark.number) for row, mark in zip(_rows(marks, [size]), marks)]
+    for *_, number in sorted(places):
+        first.setdefault(number, len(first) + 1)
+    return [dataclasses.replace(mark, number=first[mark.number]) for mark in marks]
+
+
 def boxes(label: str, corners: np.ndarray, size: Size) -> str:
     """Writes boxes of one picture from the top down; or that none is there.
 

@@ -182,7 +182,7 @@ def test_boxes_and_absence_are_printed(root, encoding, marks, expected):
 def test_points_and_tracks_in_videos_name_seconds(root, encoding):
     for kind, rows, expected in (
         ("points", [[0.5, 40, 30]], '<points coords="0.5 1 500 500">cup</points>'),
-        ("tracks", [[0.0, 40, 30, 1], [0.5, 48, 30, 1]], '<tracks coords="0.0 1 500 500;0.5 1 600 500">cup</tracks>'),
+        ("tracks", [[0.0, 40, 30, 0], [0.5, 48, 30, 0]], '<tracks coords="0.0 1 500 500;0.5 1 600 500">cup</tracks>'),
     ):
         turns = [
             {"role": "user", "content": "Where is it?"},

@@ -31,6 +31,12 @@ def test_tracked_objects_keep_their_numbers():
     assert pointing.tracks("cup", marks, PHOTO[0], alt="a cup") == text
 
 
+def test_objects_are_numbered_as_they_appear_from_left_to_right():
+    marks = [Mark(0.5, 700, 1, 40), Mark(0.0, 500, 9, 7), Mark(0.0, 20, 30, 12), Mark(0.5, 10, 30, 7)]
+    assert [mark.number for mark in pointing.by_appearance(marks, PHOTO[0])] == [3, 2, 1, 2]
+    assert pointing.by_appearance([], PHOTO[0]) == []
+
+
 def test_coordinates_round_half_to_even_and_stay_in_the_picture():
     marks = [Mark(1, 0.5, 1.5), Mark(1, -4, 2000)]
     assert pointing.points("x", marks, PHOTO) == '<points coords="1 1 000 002 2 000 1000">x</points>'
