@@ -207,6 +207,24 @@ def test_a_message_larger_than_the_server_reads_ends_its_connection_alone(runnin
         assert robot.act(pictures(), "open", STATE)["actions"].shape == (10, 7)
 
 
+def test_a_robot_that_leaves_while_it_is_answered_disturbs_nobody(running, policy, monkeypatch, caplog):
+    slow = Slow(policy, monkeypatch)
+    gone = raw(running)
+    gone.send(wire_msgpack.pack(good()))
+    assert slow.begun.wait(20)
+    gone.socket.close()
+    slow.go_on.set()
+    with connect(running) as robot:
+        assert robot.act(pictures(), "open", STATE)["actions"].shape == (10, 7)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_web_pages_are_refused(running):
+    with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+        websockets.sync.client.connect(f"ws://127.0.0.1:{running.port}", origin="http://evil.example")
+    assert refused.value.response.status_code == 401
+
+
 def test_an_error_of_the_server_reaches_the_caller_typed(running):
     with connect(running) as robot:
         with pytest.raises(client.ServerError, match=r"state: float32\[3\], expected float32\[8\]") as refused:
