@@ -40,7 +40,13 @@ def register(subparsers: Any) -> None:
         metavar="SHARE",
         help=f"episodes that start after a few unrecorded random moves (default {usual.moved_share})",
     )
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="of the simulator")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="of the simulator; depth=true leaves maps too",
+    )
     parser.add_argument("--formats", type=numbers.words, default=collect.FORMATS, help="lerobot,rlds (default: both)")
     parser.add_argument("--processes", type=int, default=2, help="that run the simulator; 0 runs it here")
     parser.add_argument("--json", action="store_true", help="prints the report instead of a table")

@@ -20,7 +20,8 @@ from molmoact2_jax.models import depth_vq
 
 EPILOG = """\
 Maps lie in DIR as episode_000003.npy [T, H, W], or episode_000003/000017.png (16 bits) or .npy for each frame; episodes
-by the dataset's own number. A run that was cut short goes on where it stopped, with the same command.
+by the dataset's own number. `molmoact2 collect --option depth=true` leaves them so (--kind metric). A run that was cut
+short goes on where it stopped, with the same command.
 """
 
 

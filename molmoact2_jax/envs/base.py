@@ -66,11 +66,13 @@ class Frame:
       images: u8[H, W, 3] by camera, upright, RGB.
       state: f32[D], in the units of the spec.
       task: instruction in words.
+      depth: f32[H, W], metres in front of the first camera, of a simulator that was asked for them.
     """
 
     images: Mapping[str, np.ndarray]
     state: np.ndarray
     task: str
+    depth: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Demonstration:
       actions: f32[T, C], what the expert decided: the label.
       executed: f32[T, C], what was carried out.
       success: whether the simulator says so.
+      depth: u16[T, H, W], millimetres in front of the first camera, of a simulator that measures them.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Demonstration:
     actions: np.ndarray
     executed: np.ndarray
     success: bool
+    depth: np.ndarray | None = None
 
 
 def demonstrate(env: Environment, seed: int, disturbance: Disturbance, horizon: int | None = None) -> Demonstration:
@@ -96,7 +98,13 @@ def demonstrate(env: Environment, seed: int, disturbance: Disturbance, horizon: 
         actions=np.stack(labels),
         executed=np.stack(executed),
         success=success,
+        depth=_millimetres(frames),
     )
+
+
+def _millimetres(frames: Sequence[Frame]) -> np.ndarray | None:
+    maps = [frame.depth for frame in frames if frame.depth is not None]
+    return np.clip(np.round(1000 * np.stack(maps)), 0, 65535).astype(np.uint16) if maps else None
 
 
 def _recorded(

@@ -35,15 +35,23 @@ class MetaWorld(Environment):
     ends with the effort of the gripper.
     """
 
-    def __init__(self, task: str, *, side: int = SIDE, window: tuple[int, int, int, int] | None = WINDOW):
+    def __init__(
+        self,
+        task: str,
+        *,
+        side: int = SIDE,
+        window: tuple[int, int, int, int] | None = WINDOW,
+        depth: bool = False,
+    ):
         """Starts a task.
 
         Args:
           task: a key of `instructions`.
           side: pixels of the square that is drawn.
           window: first and end row, first and end column that are kept of it; None keeps all.
+          depth: measures depth beside each picture.
         """
-        self._window = window or (0, side, 0, side)
+        self._window, self._depth = window or (0, side, 0, side), depth
         self._env = _simulator(f"{task}-v3")
         self._renderer = _renderer(self._env.model, side)
         self._observed = np.zeros(39)
@@ -70,10 +78,19 @@ class MetaWorld(Environment):
         self._renderer.update_scene(self._env.data, camera=CAMERA)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0
-        top, bottom, left, right = self._window
-        picture = self._renderer.render()[::-1, ::-1][top:bottom, left:right]
         state = self._observed[:4].astype(np.float32)
-        return Frame({CAMERA: np.ascontiguousarray(picture)}, state, self.spec.instruction)
+        return Frame({CAMERA: self._drawn()}, state, self.spec.instruction, self._measured() if self._depth else None)
+
+    def _measured(self) -> np.ndarray:
+        self._renderer.enable_depth_rendering()
+        try:
+            return self._drawn()
+        finally:
+            self._renderer.disable_depth_rendering()
+
+    def _drawn(self) -> np.ndarray:
+        top, bottom, left, right = self._window
+        return np.ascontiguousarray(self._renderer.render()[::-1, ::-1][top:bottom, left:right])
 
     def expert(self) -> Expert:
         policies: Any = metaworld.policies.ENV_POLICY_MAP

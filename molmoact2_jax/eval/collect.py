@@ -91,7 +91,7 @@ def collect(order: Order, directory: pathlib.Path, num_processes: int = 2, progr
     Args:
       order: what to make.
       directory: receives one dataset per format, in a folder of the format's name, beside it a JSON file that says
-        what its columns mean, and `collect.json`.
+        what its columns mean, and `collect.json`; and `maps`, where the simulator measures depth.
       num_processes: that run the simulator; 0 the caller's.
       progress: see `Progress`.
 
@@ -116,6 +116,7 @@ def _make(order: Order, directory: pathlib.Path, num_processes: int, progress: P
     for name in order.formats:
         demonstrations.WRITERS[name](directory / name, spec, (demonstrations.load(path) for path in kept))
         _write_json(directory / f"{name}.json", dataclasses.asdict(demonstrations.MEANINGS[name](spec)))
+    demonstrations.write_maps(directory / "maps", (demonstrations.load(path) for path in kept))
     report = _report(order, kept, counts, spec) | {"seconds": round(time.perf_counter() - begin, 1)}
     _write_json(directory / "collect.json", report)
     shutil.rmtree(directory / "episodes")

@@ -20,9 +20,11 @@ EXECUTED = "executed_action"  # not "action..."; other readers take every such c
 
 def save(path: pathlib.Path, shown: Demonstration) -> None:
     """Writes one episode; the file appears at once. Of a failed one only the facts are kept."""
-    facts: dict[str, Any] = {f.name: getattr(shown, f.name) for f in dataclasses.fields(shown) if f.name != "images"}
+    views = ("images", "depth")
+    facts: dict[str, Any] = {f.name: getattr(shown, f.name) for f in dataclasses.fields(shown) if f.name not in views}
     if shown.success:
         facts |= {f"images/{camera}": view for camera, view in shown.images.items()}
+        facts |= {} if shown.depth is None else {"depth": shown.depth}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".incomplete")
     with open(unfinished, "wb") as file:
@@ -43,6 +45,14 @@ def succeeded(path: pathlib.Path) -> bool:
     """Tells whether an episode succeeded, without reading its pictures."""
     with np.load(path) as arrays:
         return bool(arrays["success"])
+
+
+def write_maps(directory: pathlib.Path, episodes: Iterable[Demonstration]) -> None:
+    """Writes the depth of each episode, in order, as `data depth --maps` reads it; nothing where none was measured."""
+    for number, shown in enumerate(episodes):
+        if shown.depth is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            np.save(directory / f"episode_{number:06}.npy", shown.depth)
 
 
 def write_lerobot(directory: pathlib.Path, spec: Spec, episodes: Iterable[Demonstration]) -> None:

@@ -45,6 +45,22 @@ def test_a_seed_decides_the_episode_to_the_bit_whatever_came_before(faucet):
     assert np.abs(first[0].astype(int) - other[0]).mean() > 0.1
 
 
+def test_depth_is_measured_where_the_picture_shows_it(faucet):
+    env = registry.open_environment("metaworld", "faucet-open", depth=True)
+    before, act = env.reset(5000), env.expert()
+    np.testing.assert_array_equal(before.images["corner2"], faucet.reset(5000).images["corner2"])
+    for _ in range(8):
+        env.step(act())
+    after = env.observe()
+    env.close()
+    assert before.depth.shape == before.images["corner2"].shape[:2] and before.depth.dtype == np.float32
+    assert 0.1 < before.depth.min() < np.median(before.depth) < 10
+    moved = np.abs(after.depth - before.depth) > 0.02
+    drawn = np.abs(after.images["corner2"].astype(int) - before.images["corner2"]).max(axis=-1) > 8
+    assert moved.sum() > 20
+    assert drawn[moved].mean() > 0.8 > 5 * drawn.mean()
+
+
 @pytest.mark.parametrize("task", SIX)
 def test_the_expert_succeeds_within_the_horizon(task):
     env = registry.open_environment("metaworld", task)

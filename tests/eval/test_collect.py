@@ -1,10 +1,12 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from molmoact2_jax.data import catalog
+from molmoact2_jax.data import catalog, depth_maps
 from molmoact2_jax.envs import experts, registry
+from molmoact2_jax.envs.base import Frame
 from molmoact2_jax.eval import collect, demonstrations
 
 ORDER = collect.Order("toy", ("go-red", "go-blue"), per_task=3, disturbance=experts.Disturbance(share=0.5))
@@ -44,6 +46,19 @@ def test_a_dataset_holds_what_the_experts_showed(collected, spec, name):
         assert source.task(position, 0) == env.spec.instruction
         pictures = source.frames(position, range(len(shown.states)), source.cameras)
         np.testing.assert_array_equal(pictures[source.cameras[0]], shown.images["top"])
+
+
+def test_measured_depth_lies_beside_the_datasets_as_millimetres(collected, tmp_path):
+    frames = [
+        Frame({}, np.zeros(2, np.float32), "go", np.full((4, 6), depth, np.float32)) for depth in (0.5, 1.2345, 99)
+    ]
+    env = registry.open_environment("toy", "go-red")
+    shown = dataclasses.replace(experts.demonstrate(env, 1000, ORDER.disturbance), depth=experts._millimetres(frames))
+    demonstrations.save(tmp_path / "one.npz", shown)
+    demonstrations.write_maps(tmp_path / "maps", [demonstrations.load(tmp_path / "one.npz")])
+    maps = depth_maps.MapFiles(tmp_path / "maps")(0, range(3))
+    assert [int(values[0, 0]) for values in maps] == [500, 1234, 65535]
+    assert shown.success and not (collected[0] / "maps").exists()
 
 
 def test_executed_actions_lie_beside_the_labels(collected, spec):
