@@ -53,6 +53,7 @@ class Options:
 
     Attributes:
       name: of the source, "" for the format's default.
+      also: another name by which the quarantine file may call it, such as that default.
       episodes: the dataset's own numbers of the episodes to read, in this order; None for all.
       quarantine: path of a quarantine file, or None.
       cache: directory for indices, or None for beside the data (in the home if that is read-only).
@@ -60,6 +61,7 @@ class Options:
     """
 
     name: str = ""
+    also: str = ""
     episodes: tuple[int, ...] | None = None
     quarantine: str | os.PathLike[str] | None = None
     cache: str | os.PathLike[str] | None = None
@@ -85,6 +87,7 @@ class TableSource(EpisodeSource):
         self.episode_lengths = np.maximum(self._stored_lengths - sum(layout.trim), 0)
         self.episode_starts = np.cumsum(self.episode_lengths) - self.episode_lengths
         entries = quarantine.read(options.quarantine) if options.quarantine is not None else ()
+        entries = tuple(dataclasses.replace(e, dataset=self.name) if e.dataset == options.also else e for e in entries)
         known = {entry.episode for entry in entries if entry.dataset == self.name and entry.frame is None}
         damage = [(int(layout.ids[i]), layout.damage[int(i)]) for i in chosen if int(i) in layout.damage]
         fresh = [(number, reason) for number, reason in damage if number not in known]

@@ -84,7 +84,7 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
     names = distinct([whole.name for whole in wholes], [catalog.parse(entry.path)[0] for entry in data.robots])
     for entry, whole, name in zip(data.robots, wholes, names):
         meaning = _meaning(entry, sides.stats.tag(entry.tag))
-        options = table.Options(name=name, quarantine=entry.quarantine, files=shared)
+        options = table.Options(name=name, also=whole.name, quarantine=entry.quarantine or None, files=shared)
         if name != whole.name:
             whole = _open(entry, sides, options)
         if not data.held_out:

@@ -2,10 +2,11 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from molmoact2_jax.cli import main, train
-from molmoact2_jax.data import meanings, oxe
+from molmoact2_jax.data import meanings, oxe, quarantine
 from molmoact2_jax.train import feed, recipe
 
 
@@ -109,6 +110,23 @@ def test_opened_datasets_have_names_of_their_own(toys, sides, tmp_path):
         assert [source.name for _, source in opened] == ["ann/pick", "ben/pick"]
         assert [part.source.name for part in held] == ["ann/pick", "ben/pick"] * bool(held_out)
         assert opened[0][1]._files is opened[1][1]._files
+
+
+@pytest.mark.parametrize("held_out", [0, 3])
+def test_a_quarantine_file_may_call_a_dataset_by_either_of_its_names(toys, sides, tmp_path, held_out):
+    from molmoact2_jax.checkpoint import config_json
+
+    listed = tmp_path / "quarantine.jsonl"
+    entries = [quarantine.Entry(name, 0, frame, "") for frame, name in enumerate(("pick", "ann/pick", "ben/pick"))]
+    quarantine.append(listed, entries)
+    robots = []
+    for user, file in (("ann", str(listed)), ("ben", "")):
+        path = tmp_path / user / "pick"
+        shutil.copytree(toys / "lerobot", path, ignore=shutil.ignore_patterns(".molmoact2"))
+        robots.append(recipe.RobotSet(str(path), "toy", str(toys / "lerobot.json"), quarantine=file))
+    loaded = feed.Sides.load(sides, config_json.load(sides))
+    opened, _ = feed.open_robots(recipe.DataConfig(robots=tuple(robots), held_out=held_out), loaded)
+    assert np.flatnonzero(~opened[0][1].valid).tolist() == [0, 1] and opened[1][1].valid.all()
 
 
 def test_augmentation_on_the_host_is_for_multimodal_pictures_too():
