@@ -61,11 +61,20 @@ def context(tokens: jax.Array, valid: jax.Array, cfg: ModelConfig, segments: jax
     visible = valid & (tokens != ids.eos)
     if ids.action_start is None or ids.action_end is None:
         return visible
-    return visible & ~_spans(tokens == ids.action_start, tokens == ids.action_end, segments)
+    return visible & ~spans(tokens == ids.action_start, tokens == ids.action_end, segments)
 
 
-def _spans(start: jax.Array, end: jax.Array, segments: jax.Array | None) -> jax.Array:
-    """True from each start through the next end. A new example closes whatever was open."""
+def spans(start: jax.Array, end: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """Marks tokens from each start through the next end, or through the end of its example if none comes.
+
+    Args:
+      start: bool[B, S].
+      end: bool[B, S].
+      segments: i32[B, S], 100 000 * example + conversation; a new example closes whatever was open. None: one example.
+
+    Returns:
+      bool[B, S].
+    """
 
     def step(opened: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         starts, ends, fresh = token
