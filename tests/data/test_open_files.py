@@ -9,7 +9,13 @@ from molmoact2_jax.data import archive, open_files, pictures, rlds, row_groups, 
 MADE = fixtures.episodes(lengths=(4, 3))
 
 
+def pools():
+    """Names of the pools of threads in this process."""
+    return {thread.name.rpartition("_")[0] for thread in threading.enumerate() if "ThreadPool" in thread.name}
+
+
 def test_sources_share_what_they_keep_open_also_after_pickling(tmp_path):
+    before = pools()  # of other tests
     files = open_files.OpenFiles(decoders=video.Decoders(limit=2))
     options = table.Options(files=files)
     roots = [fixtures.lerobot(tmp_path / str(i), MADE) for i in range(3)]
@@ -21,11 +27,11 @@ def test_sources_share_what_they_keep_open_also_after_pickling(tmp_path):
             for e in (0, 1):
                 assert fixtures.code(source.frames(e, [2], source.cameras)[source.cameras[1]][0]) == (e, 2, 1)
         assert len(again[0]._files.decoders._open) == 2
-    names = {thread.name.rpartition("_")[0] for thread in threading.enumerate() if "ThreadPool" in thread.name}
+    names = pools() - before
     assert len(names) == 2  # of the sources made first, and of their copies: not one for each source
     for group in (sources, again):
         group[0].close()
-    assert not [thread for thread in threading.enumerate() if thread.name.rpartition("_")[0] in names]
+    assert not pools() & names
 
 
 def test_archives_keep_the_last_records_within_their_limit(tmp_path):
