@@ -18,14 +18,14 @@ def get_config() -> ml_collections.ConfigDict:
         side_files="checkpoints/MolmoAct2",  # tokenizer, statistics, action codec
     )
     config.data = dict(
-        robots=(
-            dict(path="data/yam/*", tag="yam_dual_molmoact2"),  # 737 repositories (training.md 4.1)
-            dict(path="data/so100/*", tag="so100_so101_molmoact2"),  # 1 220
-            dict(path="data/droid", tag="franka_droid"),
-            dict(path="data/molmoact/*", tag="franka_molmoact"),  # tabletop and household
-            dict(path="data/bc_z", tag="google_robot_bc_z"),
-            dict(path="data/fractal", tag="google_robot_fractal"),
-            dict(path="data/bridge", tag="widowx_bridge"),
+        robots=(  # `molmoact2 data depth` writes each companion beside its dataset
+            dict(path="data/yam/*", tag="yam_dual_molmoact2", depth={"": "data/yam/*_depth"}),  # 737 (training.md 4.1)
+            dict(path="data/so100/*", tag="so100_so101_molmoact2", depth={"": "data/so100/*_depth"}),  # 1 220
+            dict(path="data/droid", tag="franka_droid", depth={"": "data/droid_depth"}),
+            dict(path="data/molmoact/*", tag="franka_molmoact", depth={"": "data/molmoact/*_depth"}),  # two places
+            dict(path="data/bc_z", tag="google_robot_bc_z", depth={"": "data/bc_z_depth"}),
+            dict(path="data/fractal", tag="google_robot_fractal", depth={"": "data/fractal_depth"}),
+            dict(path="data/bridge", tag="widowx_bridge", depth={"": "data/bridge_depth"}),
         ),
         tag_rates=dict(  # training.md 4.1
             yam_dual_molmoact2=0.30,

@@ -63,6 +63,12 @@ class Columns:
     mask: np.ndarray
 
 
+def recognise(directory: pathlib.Path) -> bool:
+    """Tells whether a directory is a companion rather than a dataset."""
+    path = directory / "meta" / "info.json"
+    return path.exists() and "depth_vae" in json.loads(path.read_text("utf-8"))
+
+
 def begin(meta: lerobot_meta.Meta, directory: pathlib.Path, settings: Settings) -> None:
     """Copies the metadata, adds ours and links the videos; or checks that this was done with the same settings."""
     path = directory / "meta" / "info.json"

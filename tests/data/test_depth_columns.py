@@ -103,6 +103,8 @@ def test_training_reads_the_buffer_and_the_rest_of_the_rows_is_untouched(recorde
     assert info["depth_vae"].items() >= released.items()
     assert info["features"]["depth_codes"] == {"dtype": "int16", "shape": [100], "names": None}
     assert info["total_frames"] == 12
+    assert depth_companion.recognise(tmp_path / "out")
+    assert not depth_companion.recognise(recorded / "data") and not depth_companion.recognise(tmp_path)
 
 
 def test_an_interrupted_run_goes_on_with_the_next_table(recorded, tmp_path):
