@@ -83,14 +83,15 @@ def _draws(recorded: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 def _evaluate(cfg: ModelConfig, insulate: bool, params: Params, rows: losses.Rows, draws: tuple) -> tuple[dict, Params]:
     loss = losses.LossConfig(insulate=insulate, z_weight=0.0, dropout=0.0, remat_llm="none", gate_pooling="example")
+    problem = losses.Problem(cfg, loss)
 
     def objective(params: Params) -> tuple[jax.Array, dict]:
-        read = losses.read_rows(cfg, loss, params, rows, None)
-        language, _ = losses.language(cfg, loss, params, read.x, rows, losses.totals(rows))
+        read = losses.read_rows(problem, params, rows, None)
+        language, _ = losses.language(problem, params, read.x, rows, losses.totals(rows))
         assert read.visible is not None
         context = jax.tree.map(lambda a: a[:, 0], read.context)
         valid, channels = rows.action_valid[0, 0], rows.channel_valid[0, 0]
-        field = losses.chunk_velocity(cfg, loss, params, context, read.visible[0, 0], valid)
+        field = losses.chunk_velocity(problem, params, context, read.visible[0, 0], valid)
         noise, chunk = jnp.where(channels, draws[1], 0), jnp.where(channels, rows.actions[0, 0], 0)
         points = jax.vmap(flow.interpolate, in_axes=(0, None, 0))(noise, chunk, draws[0])
         velocity = jnp.where(channels, jax.vmap(field)(points, draws[0]), 0)

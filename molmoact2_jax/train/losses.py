@@ -64,6 +64,13 @@ class LossConfig:
             raise ValueError(f"loss.gate_pooling: {self.gate_pooling!r}, expected 'example' or 'row'.")
 
 
+class Problem(NamedTuple):
+    """What is minimised over weights: the loss of a model."""
+
+    model: ModelConfig
+    loss: LossConfig
+
+
 class Rows(NamedTuple):
     """`batch.Batch` on the device; the fields are described there."""
 
@@ -97,6 +104,15 @@ class Read(NamedTuple):
     visible: jax.Array | None
 
 
+class Chunks(NamedTuple):
+    """Chunks of rows: visible bool[..., T], actions f32[..., A, N], valid bool[..., A], channels bool[..., N]."""
+
+    visible: jax.Array
+    actions: jax.Array
+    valid: jax.Array
+    channels: jax.Array
+
+
 def totals(rows: Rows) -> Totals:
     """Counts over a whole batch; take them before slicing it for accumulation."""
     weight = jnp.sum(rows.weights)
@@ -104,13 +120,12 @@ def totals(rows: Rows) -> Totals:
 
 
 def total(
-    cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, over: Totals, key: jax.Array | None
+    problem: Problem, params: Params, rows: Rows, over: Totals, key: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss of some rows, as their share of the whole batch's.
 
     Args:
-      cfg: the model.
-      loss: the objective.
+      problem: the model and its loss.
       params: weights in the compute dtype.
       rows: packed rows; crops already augmented.
       over: `totals` of the whole batch.
@@ -120,20 +135,22 @@ def total(
     Returns:
       f32[], which adds up over slices of rows, and metrics that are sums over rows too.
     """
+    cfg, loss = problem
     if loss.unroll:
         params = molmoact2.unrolled(params)
     tokens = rows.tokens if key is None else noisy_codes(cfg, loss.depth_noise, rows, key)
-    read = read_rows(cfg, loss, params, rows._replace(tokens=tokens), key)
-    spoken, metrics = language(cfg, loss, params, read.x, rows, over, key)
+    read = read_rows(problem, params, rows._replace(tokens=tokens), key)
+    spoken, metrics = language(problem, params, read.x, rows, over, key=key)
     if cfg.expert is None or rows.actions.shape[1] == 0:
         return spoken, metrics
-    flowed, more = _flow(cfg, loss, params, read, rows, jax.random.key(0) if key is None else key)
+    flowed, more = _flow(problem, params, read, rows, jax.random.key(0) if key is None else key)
     flowed = flowed / over.chunks
     return spoken + flowed, {**metrics, **more, "loss/flow": flowed}
 
 
-def read_rows(cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, key: jax.Array | None) -> Read:
+def read_rows(problem: Problem, params: Params, rows: Rows, key: jax.Array | None) -> Read:
     """Runs the decoder over packed rows once, and projects what its chunks read, once per row."""
+    cfg, loss = problem
     features, adapted = None, params
     if key is not None:
         towers = {name: params[name] for name in ("vit", "connector", "llm")}
@@ -148,13 +165,14 @@ def read_rows(cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, ke
     x, kv, states = llm.train(cfg.llm, adapted["llm"], x, where, drop=drop, hidden=hidden, remat=REMAT[loss.remat_llm])
     if cfg.expert is None or rows.actions.shape[1] == 0:
         return Read(x, None, None)
-    return Read(x, *_context(cfg, loss, params, rows, *molmoact2.sources(kv, states)))
+    return Read(x, *_context(problem, params, rows, *molmoact2.sources(kv, states)))
 
 
 def _context(
-    cfg: ModelConfig, loss: LossConfig, params: Params, rows: Rows, keys: jax.Array, values: jax.Array
+    problem: Problem, params: Params, rows: Rows, keys: jax.Array, values: jax.Array
 ) -> tuple[llm.KV, jax.Array]:
     """Gates, insulates and projects; returns [L, B, T, N, H] and who each chunk may read, bool[B, C, T]."""
+    cfg, loss = problem
     assert cfg.expert is not None
     visible = masks.context(rows.tokens, rows.segments >= 0, cfg, rows.segments)
     own = visible[:, None] & (rows.segments[:, None] // SEGMENT == rows.chunk_example[..., None])
@@ -170,24 +188,18 @@ def _context(
 
 
 def language(
-    cfg: ModelConfig,
-    loss: LossConfig,
-    params: Params,
-    x: jax.Array,
-    rows: Rows,
-    over: Totals,
-    key: jax.Array | None = None,
+    problem: Problem, params: Params, x: jax.Array, rows: Rows, over: Totals, *, key: jax.Array | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sums the language loss over the residual stream after the last block; metrics are sums too."""
+    cfg, loss = problem
     weights = rows.weights / over.weight
 
     def logits(tree: Params, part: jax.Array, keys: jax.Array | None) -> jax.Array:
         return llm.logits(cfg.llm, lora.with_keys({"head": tree}, keys), part)
 
-    value, per_token = head.language_loss(
-        logits, loss.z_weight, loss.head_chunk, params["llm"]["head"], x, rows.targets, weights,
-        None if key is None else _row_keys(key, rows.row, "head"),
-    )  # fmt: skip
+    method, targets = head.Method(logits, loss.z_weight, loss.head_chunk), head.Targets(rows.targets, weights)
+    keys = None if key is None else _row_keys(key, rows.row, "head")
+    value, per_token = head.language_loss(method, params["llm"]["head"], x, targets, keys)
     metrics = {
         "loss/language": value,
         "loss/entropy": jnp.sum(weights * per_token.entropy),
@@ -202,24 +214,25 @@ def language(
 
 
 def _flow(
-    cfg: ModelConfig, loss: LossConfig, params: Params, read: Read, rows: Rows, key: jax.Array
+    problem: Problem, params: Params, read: Read, rows: Rows, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sums the loss of all chunks. Chunks and samples share the context of their row; none is repeated."""
+    cfg, loss = problem
     objective, average = flow.find(flow.OBJECTIVES, loss.objective), flow.find(flow.AVERAGES, loss.average)
 
-    def chunk(context: llm.KV, mine: jax.Array, actions: jax.Array, valid: jax.Array, channels: jax.Array, key):
-        velocity = chunk_velocity(cfg, loss, params, context, mine, valid)
-        channels = channels if cfg.mask_action_dims else jnp.ones_like(channels)
+    def errors_of(context: llm.KV, one: Chunks, key: jax.Array):
+        velocity = chunk_velocity(problem, params, context, one.visible, one.valid)
+        channels = one.channels if cfg.mask_action_dims else jnp.ones_like(one.channels)
         return flow.chunk_errors(
-            objective, key, actions, velocity, cfg.flow, valid=valid, channels=channels, num_samples=loss.num_samples
-        )
+            objective, key, one.actions, velocity, cfg.flow,
+            valid=one.valid, channels=channels, num_samples=loss.num_samples,
+        )  # fmt: skip
 
     assert read.context is not None and read.visible is not None  # noqa: PT018
     keys = jax.vmap(lambda k: jax.random.split(k, rows.actions.shape[1]))(_row_keys(key, rows.row, "flow"))
-    per_row = jax.vmap(chunk, in_axes=(None, 0, 0, 0, 0, 0))
-    errors, metrics = jax.vmap(per_row, in_axes=(1, 0, 0, 0, 0, 0))(
-        read.context, read.visible, rows.actions, rows.action_valid, rows.channel_valid, keys
-    )
+    chunks = Chunks(read.visible, rows.actions, rows.action_valid, rows.channel_valid)
+    per_row = jax.vmap(errors_of, in_axes=(None, 0, 0))
+    errors, metrics = jax.vmap(per_row, in_axes=(1, 0, 0))(read.context, chunks, keys)
     channels = rows.channel_valid if cfg.mask_action_dims else jnp.ones_like(rows.channel_valid)
     real = rows.chunk_example >= 0
     losses = jnp.where(real, average(errors, rows.action_valid, channels), 0)
@@ -228,21 +241,21 @@ def _flow(
 
 
 def chunk_velocity(
-    cfg: ModelConfig, loss: LossConfig, params: Params, context: llm.KV, mine: jax.Array, valid: jax.Array
+    problem: Problem, params: Params, context: llm.KV, visible: jax.Array, valid: jax.Array
 ) -> flow.Velocity:
     """Returns the velocity field of one chunk, `(x f32[A, N], t f32[]) -> f32[A, N]`.
 
     Args:
-      cfg: the model.
-      loss: the objective.
+      problem: the model and its loss.
       params: weights.
       context: [L, T, N, H] of the chunk's row.
-      mine: bool[T], what this chunk may read.
+      visible: bool[T], what this chunk may read.
       valid: bool[A], steps inside the robot's horizon.
     """
+    cfg, loss = problem
     assert cfg.expert is not None
     sizes, tree, kv = cfg.expert, params["expert"], llm.KV(*(a[:, None] for a in context))
-    reads = expert.Masks(mine[None, None], valid[None, None])
+    reads = expert.Masks(visible[None, None], valid[None, None])
 
     def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
         shifts = expert.modulation(sizes, tree, t[None])

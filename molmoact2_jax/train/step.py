@@ -65,6 +65,7 @@ def make(cfg: StepConfig) -> Callable[[State, losses.Rows], tuple[State, Metrics
 
     Metrics named `sum/...` are sums over rows that `metrics.summarize` turns into means.
     """
+    problem = losses.Problem(cfg.model, cfg.loss)
 
     def step(state: State, rows: losses.Rows) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.optimizer.step)
@@ -75,7 +76,7 @@ def make(cfg: StepConfig) -> Callable[[State, losses.Rows], tuple[State, Metrics
         def slice_sums(part: losses.Rows) -> tuple[Tree, Metrics]:
             def objective(train: Tree) -> tuple[jax.Array, Metrics]:
                 weights = compute_params(cfg.dtype, train, state.frozen)
-                loss, metrics = losses.total(cfg.model, cfg.loss, weights, part, over, key)
+                loss, metrics = losses.total(problem, weights, part, over, key)
                 return loss, {"loss": loss, **metrics}
 
             (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.train)
@@ -92,11 +93,12 @@ def make(cfg: StepConfig) -> Callable[[State, losses.Rows], tuple[State, Metrics
 
 def evaluate(cfg: StepConfig) -> Callable[[State, losses.Rows], Metrics]:
     """Returns the validation loss `(state, rows) -> metrics`: no dropout, no augmentation, averaged weights if kept."""
+    problem = losses.Problem(cfg.model, cfg.loss)
 
     def step(state: State, rows: losses.Rows) -> Metrics:
         train = state.train if state.optimizer.ema is None else state.optimizer.ema
         weights = compute_params(cfg.dtype, train, state.frozen)
-        loss, metrics = losses.total(cfg.model, cfg.loss, weights, rows, losses.totals(rows), None)
+        loss, metrics = losses.total(problem, weights, rows, losses.totals(rows), None)
         return {"loss": loss, **metrics}
 
     return step

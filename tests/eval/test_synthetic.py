@@ -48,8 +48,8 @@ def test_packed_rows_give_both_losses_to_every_example():
     made = synthetic.packed(TINY, rows=1, tokens=150, crops=3, chunks=3)
     rows = losses.Rows(*(jnp.asarray(getattr(made, name)) for name in losses.Rows._fields))
     weights = synthetic.weights(TINY, "float32")
-    loss = losses.LossConfig(num_samples=2, dropout=0.0)
-    value, found = jax.jit(lambda w, r: losses.total(TINY, loss, w, r, losses.totals(r), None))(weights, rows)
+    problem = losses.Problem(TINY, losses.LossConfig(num_samples=2, dropout=0.0))
+    value, found = jax.jit(lambda w, r: losses.total(problem, w, r, losses.totals(r), None))(weights, rows)
     assert np.isfinite(value)
     assert found["sum/chunks"] == 3
     assert set(np.unique(made.segments[made.weights > 0])) == {0, 100_000, 200_000}

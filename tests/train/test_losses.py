@@ -17,7 +17,7 @@ LOSS = losses.LossConfig(num_samples=2, dropout=0.0, remat_vit="none", remat_llm
 @functools.cache
 def graded(cfg, loss):
     def objective(params, rows, over, key):
-        value, metrics = losses.total(cfg, loss, params, rows, over, key)
+        value, metrics = losses.total(losses.Problem(cfg, loss), params, rows, over, key)
         return value, metrics
 
     return jax.jit(jax.value_and_grad(objective, has_aux=True))
@@ -111,12 +111,12 @@ def test_a_chunk_reads_its_own_example_alone():
     cfg = small.model()
     params, rng = small.weights(cfg), np.random.default_rng(4)
     one, two, other = (small.example(rng, 12) for _ in range(3))
-    values = []
+    problem, values = losses.Problem(cfg, LOSS), []
     for second in (two, other):
         rows = small.pack([[one, second]], 24)
-        read = losses.read_rows(cfg, LOSS, params, rows, None)
+        read = losses.read_rows(problem, params, rows, None)
         context = jax.tree.map(lambda a: a[:, 0], read.context)
-        field = losses.chunk_velocity(cfg, LOSS, params, context, read.visible[0, 0], rows.action_valid[0, 0])
+        field = losses.chunk_velocity(problem, params, context, read.visible[0, 0], rows.action_valid[0, 0])
         values.append(field(jnp.ones((6, 32)), jnp.float32(0.3)))
     np.testing.assert_array_equal(*values)
 
@@ -173,8 +173,10 @@ def test_the_chunked_head_equals_a_plain_cross_entropy():
         picked = jnp.take_along_axis(values, np.where(weights > 0, targets, 0)[..., None], axis=-1)[..., 0]
         return jnp.sum(weights * (normaliser - picked + 0.1 * normaliser**2))
 
+    method = head.Method(lambda w, x, _: x @ w, 0.1, 4)
+
     def chunked(w, x):
-        return head.language_loss(lambda w, x, _: x @ w, 0.1, 4, w, x, targets, weights)[0]
+        return head.language_loss(method, w, x, head.Targets(targets, weights))[0]
 
     expected, found = (jax.jit(jax.value_and_grad(f, (0, 1)))(w, x) for f in (plain, chunked))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, expected)

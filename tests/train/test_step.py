@@ -114,7 +114,7 @@ def test_low_rank_changes_start_as_nothing_and_merge_to_the_same_loss():
 
     @jax.jit
     def value(tree):
-        return losses.total(cfg, loss, tree, rows, losses.totals(rows), None)[0]
+        return losses.total(losses.Problem(cfg, loss), tree, rows, losses.totals(rows), None)[0]
 
     assert value(attached) == value(params)
     rng = np.random.default_rng(0)
