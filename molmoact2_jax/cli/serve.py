@@ -187,6 +187,7 @@ def _robot(told: dict[str, Any]) -> str:
 
 
 def _rehearsed(service: Service) -> str:
-    taken = service.rehearse(REHEARSALS, REHEARSAL_SECONDS)
+    taken, failed = service.rehearse(REHEARSALS, REHEARSAL_SECONDS)
     p50, p95 = np.percentile(taken, (50, 95))
-    return f"p50 {p50:.1f} ms, p95 {p95:.1f} ms over {len(taken)} calls"
+    note = f", {failed} of which gave no actions from black pictures" if failed else ""
+    return f"p50 {p50:.1f} ms, p95 {p95:.1f} ms over {len(taken)} calls{note}"

@@ -132,19 +132,20 @@ class Service:
         self._compiled = self.policy.compilations
         return self._compiled - before
 
-    def rehearse(self, most_calls: int, seconds: float) -> list[float]:
+    def rehearse(self, most_calls: int, seconds: float) -> tuple[list[float], int]:
         """Predicts from black pictures and the median state, until either limit but three times at least.
 
         Returns:
-          Milliseconds of each call.
+          Milliseconds of each call, and how many gave no actions: nothing was trained on black pictures.
         """
         taken: list[float] = []
+        failed = 0
         while len(taken) < 3 or (len(taken) < most_calls and sum(taken) < 1e3 * seconds):
             call = Call(self._rehearsal(f"call {len(taken)}"), None, self._options(None, None))
             begin = time.perf_counter()
-            self._worker.submit("rehearsal", call.options, call).result()
+            failed += self._worker.submit("rehearsal", call.options, call).exception() is not None
             taken.append(1e3 * (time.perf_counter() - begin))
-        return taken
+        return taken, failed
 
     def _rehearsal(self, task: str) -> Observation:
         state = None

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from molmoact2_jax.serve import http as routes
-from molmoact2_jax.serve import server, wire_json
+from molmoact2_jax.serve import server, service, wire_json
 from molmoact2_jax.text import prompt
+from molmoact2_jax.text.actions import ActionDecodeError
 from tests.serve import serving
 from tests.serve.serving import STATE, ask, pictures, post
 
@@ -296,6 +297,18 @@ def test_actions_that_are_not_finite_are_an_error_and_never_sent(running, policy
     assert status == 500
     assert (answer["type"], answer["field"]) == ("inference", "actions")
     assert "not finite in channels ['j2']" in answer["error"] and "actions" not in answer
+
+
+def test_a_model_that_makes_nothing_of_black_pictures_is_timed_all_the_same(policy, monkeypatch):
+    def refuses(*args, **options):
+        raise ActionDecodeError("answer: no chunk")
+
+    monkeypatch.setattr(policy, "predict_actions", refuses)
+    made = service.Service(policy, service.Settings("libero", ("image", "wrist_image")))
+    taken, failed = made.rehearse(5, 60)
+    assert len(taken) == failed == 5
+    assert len(made.rehearse(5, 0)[0]) == 3
+    assert made.close(10)
 
 
 def test_a_call_that_takes_too_long_is_given_up_and_the_server_goes_on(policy, monkeypatch):
