@@ -36,7 +36,8 @@ class LeRobotSource(table.TableSource):
           directory: root, with `meta/info.json`.
           tag: columns, cameras and joint names; `oxe.TAGS` or one's own.
           options: name (default: the root's), selection, quarantine, cache.
-          depth: {camera: root of its depth companion}; the key "" is for a companion that serves any camera.
+          depth: {camera, or the last part of its name: root of its depth companion}; the key "" is for a companion
+            that serves any camera.
           workers: threads that read parquet files at the first opening.
           progress: called with (episodes read, all episodes).
 
@@ -63,7 +64,7 @@ class LeRobotSource(table.TableSource):
         self._stored_as = {camera: lerobot_meta.stored_camera(meta, camera, tag.aliases) for camera in cameras}
         self._annotations = lerobot_meta.annotated_tasks(meta.root)
         self._task_of = self._tasks_of_episodes()
-        self._depth = {camera: self._companion(path, options) for camera, path in (depth or {}).items()}
+        self._depth = {self._named(camera): self._companion(path, options) for camera, path in (depth or {}).items()}
 
     def tasks(self, episode: int, frame: int) -> tuple[str, ...]:
         self.require(episode, [frame])
@@ -146,6 +147,15 @@ class LeRobotSource(table.TableSource):
         firsts = (self.column("task_index", episode)[:1].tolist() for episode in range(self.num_episodes))
         pairs = zip(self.episode_ids.tolist(), firsts)
         return np.array([listed.get(number, first[0] if first else -1) for number, first in pairs], np.int64)
+
+    def _named(self, camera: str) -> str:
+        """Returns the camera of a companion by its whole name; "" stays."""
+        known = {name.rpartition(".")[2]: name for name in self.cameras} | {name: name for name in ("", *self.cameras)}
+        if camera not in known:
+            raise ValueError(
+                f"{self._meta.root}: depth of {camera!r}, expected one of {list(known)}, '' for any camera."
+            )
+        return known[camera]
 
     def _companion(self, path: str | os.PathLike[str], options: table.Options) -> tuple[LeRobotSource, str]:
         """Opens a depth companion: the same rows, with columns of codes (`io.md` 6.2)."""

@@ -152,6 +152,8 @@ def test_depth_codes_come_from_the_first_camera_with_a_companion(originals, tmp_
     depth = companion(root, tmp_path / "own_depth", codes)
     source = fixtures.open_lerobot(root, depth={VIEWS[1]: depth})
     np.testing.assert_array_equal(source.depth_codes(2, 3, VIEWS), codes[15])
+    short = fixtures.open_lerobot(root, depth={VIEWS[1].rpartition(".")[2]: depth})
+    np.testing.assert_array_equal(short.depth_codes(2, 3, VIEWS), codes[15])
     assert source.depth_codes(2, 3, VIEWS[:1]) is None and fixtures.open_lerobot(root).depth_codes(0, 0, VIEWS) is None
     np.testing.assert_array_equal(fixtures.open_lerobot(root, depth={"": depth}).depth_codes(0, 1, VIEWS[:1]), codes[1])
     np.testing.assert_array_equal(
@@ -159,6 +161,8 @@ def test_depth_codes_come_from_the_first_camera_with_a_companion(originals, tmp_
     )
     with pytest.raises(SampleError, match=r"episode 1, frame 1: own_depth: \[100\] codes from . to 128"):
         source.depth_codes(1, 1, VIEWS)
+    with pytest.raises(ValueError, match="depth of 'ceiling', expected one of"):
+        fixtures.open_lerobot(root, depth={"ceiling": depth})
     with pytest.raises(ValueError, match="expected a depth companion"):
         fixtures.open_lerobot(root, depth={"": root})
 
