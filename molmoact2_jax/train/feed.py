@@ -18,6 +18,7 @@ from molmoact2_jax.checkpoint import config_json
 from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.data import (
     catalog,
+    depth_companion,
     loader,
     meanings,
     mixture,
@@ -74,8 +75,9 @@ def open_robots(data: DataConfig, sides: Sides) -> tuple[list[tuple[RobotSet, Ep
     """Opens the robot datasets, every `held_out`-th episode apart, each by a name of its own (`distinct`).
 
     Raises:
-      ValueError: a path that is no dataset, or a meaning that is unknown.
+      ValueError: a path that is no dataset, a pattern without one, or a meaning that is unknown.
     """
+    data = dataclasses.replace(data, robots=tuple(one for entry in data.robots for one in expand(entry)))
     opened, held = [], []
     shared = open_files.OpenFiles()  # bounded together: a mixture has a thousand datasets
     wholes = [
@@ -128,15 +130,24 @@ def distinct(names: Sequence[str], paths: Sequence[str]) -> list[str]:
 def expand(entry: RobotSet) -> list[RobotSet]:
     """Lists the datasets that an entry stands for: one for each directory that matches, if its path is a pattern.
 
+    Depth companions that lie among them are left out, and a `*` in `depth` stands for the name of the dataset.
+
     Raises:
       ValueError: a pattern that matches nothing.
     """
-    if not glob.has_magic(entry.path):
+    path, at, episodes = entry.path.partition("@")
+    if not glob.has_magic(path):
         return [entry]
-    found = sorted(glob.glob(entry.path))
+    found = sorted(one for one in glob.glob(path) if not depth_companion.recognise(pathlib.Path(one)))
     if not found:
         raise ValueError(f"data.robots: {entry.path!r} matches nothing, expected directories of datasets. Correct it.")
-    return [dataclasses.replace(entry, path=path) for path in found]
+    return [dataclasses.replace(entry, path=one + at + episodes, depth=_companions(entry, one)) for one in found]
+
+
+def _companions(entry: RobotSet, path: str) -> dict[str, str] | None:
+    if entry.depth is None:
+        return None
+    return {camera: root.replace("*", pathlib.Path(path).name) for camera, root in entry.depth.items()}
 
 
 def _meaning(entry: RobotSet, tag: norm_stats.Tag) -> oxe.Row | oxe.Tag | str:

@@ -13,7 +13,7 @@ from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.models import depth, expert, flow, llm, masks, molmoact2
 from molmoact2_jax.nn import lora
 from molmoact2_jax.nn.params import Params
-from molmoact2_jax.train import head
+from molmoact2_jax.train import head, streams
 
 REMAT = {
     "none": None,
@@ -97,11 +97,12 @@ class Totals(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What one pass of the decoder leaves: residual stream [B, T, D], and what each of C chunks reads."""
+    """What one pass of the decoder leaves: residual stream [B, T, D], what each of C chunks reads, and metrics."""
 
     x: jax.Array
     context: llm.KV | None
     visible: jax.Array | None
+    metrics: dict[str, jax.Array]
 
 
 class Chunks(NamedTuple):
@@ -138,9 +139,10 @@ def total(
     cfg, loss = problem
     if loss.unroll:
         params = molmoact2.unrolled(params)
-    tokens = rows.tokens if key is None else noisy_codes(cfg, loss.depth_noise, rows, key)
+    tokens, noise = (rows.tokens, {}) if key is None else noisy_codes(cfg, loss.depth_noise, rows, key)
     read = read_rows(problem, params, rows._replace(tokens=tokens), key)
     spoken, metrics = language(problem, params, read.x, rows, over, key=key)
+    metrics |= noise | read.metrics
     if cfg.expert is None or rows.actions.shape[1] == 0:
         return spoken, metrics
     flowed, more = _flow(problem, params, read, rows, jax.random.key(0) if key is None else key)
@@ -154,25 +156,30 @@ def read_rows(problem: Problem, params: Params, rows: Rows, key: jax.Array | Non
     features, adapted = None, params
     if key is not None:
         towers = {name: params[name] for name in ("vit", "connector", "llm")}
-        adapted = lora.with_keys(towers, _row_keys(key, rows.row, "adapters"))
+        adapted = lora.with_keys(towers, streams.row_keys(key, rows.row, "adapters"))
     if rows.crops.shape[1]:
         features = molmoact2.vision(cfg, adapted, rows.crops, rows.pooling, REMAT[loss.remat_vit])
     x = molmoact2.embed(cfg, params, rows.tokens, features)
     family = masks.image_family(rows.tokens, cfg.tokens) if cfg.bidirectional_images else None
     where = llm.Where(llm.rotary(cfg.llm, rows.positions), masks.packed(rows.segments, family))
-    drop = None if key is None or not loss.dropout else llm.Dropout(loss.dropout, _row_keys(key, rows.row, "dropout"))
+    drop = (
+        None
+        if key is None or not loss.dropout
+        else llm.Dropout(loss.dropout, streams.row_keys(key, rows.row, "dropout"))
+    )
     hidden = cfg.expert is not None and cfg.expert.conditioning == "hidden"
     x, kv, states = llm.train(cfg.llm, adapted["llm"], x, where, drop=drop, hidden=hidden, remat=REMAT[loss.remat_llm])
     if cfg.expert is None or rows.actions.shape[1] == 0:
-        return Read(x, None, None)
+        return Read(x, None, None, {})
     return Read(x, *_context(problem, params, rows, *molmoact2.sources(kv, states)))
 
 
 def _context(
     problem: Problem, params: Params, rows: Rows, keys: jax.Array, values: jax.Array
-) -> tuple[llm.KV, jax.Array]:
-    """Gates, insulates and projects; returns [L, B, T, N, H] and who each chunk may read, bool[B, C, T]."""
+) -> tuple[llm.KV, jax.Array, dict[str, jax.Array]]:
+    """Gates, insulates and projects; returns [L, B, T, N, H], what each chunk may read, bool[B, C, T], and metrics."""
     cfg, loss = problem
+    metrics: dict[str, jax.Array] = {}
     assert cfg.expert is not None
     visible = masks.context(rows.tokens, rows.segments >= 0, cfg, rows.segments)
     own = visible[:, None] & (rows.segments[:, None] // SEGMENT == rows.chunk_example[..., None])
@@ -180,11 +187,14 @@ def _context(
     if cfg.gate:
         span = masks.depth_span(rows.tokens, visible, cfg.tokens)
         groups = own if loss.gate_pooling == "example" else visible[:, None]
-        scale = depth.scales(cfg.expert, params["gate"], values, groups, span)[..., None]
-        keys, values = keys * scale, values * scale
+        scale = depth.scales(cfg.expert, params["gate"], values, groups, span)
+        keys, values = keys * scale[..., None], values * scale[..., None]
+        gated = own.any(axis=1) & span
+        opened = jnp.where(gated, scale.astype(jnp.float32).mean(axis=0), 0)
+        metrics = {"sum/gate/mean": opened.sum(), "sum/gated": gated.sum()}
     if loss.insulate:
         keys, values = jax.lax.stop_gradient((keys, values))
-    return expert.project_context(cfg.expert, params["expert"], keys, values), own
+    return expert.project_context(cfg.expert, params["expert"], keys, values), own, metrics
 
 
 def language(
@@ -198,7 +208,7 @@ def language(
         return llm.logits(cfg.llm, lora.with_keys({"head": tree}, keys), part)
 
     method, targets = head.Method(logits, loss.z_weight, loss.head_chunk), head.Targets(rows.targets, weights)
-    keys = None if key is None else _row_keys(key, rows.row, "head")
+    keys = None if key is None else streams.row_keys(key, rows.row, "head")
     value, per_token = head.language_loss(method, params["llm"]["head"], x, targets, keys)
     metrics = {
         "loss/language": value,
@@ -229,7 +239,7 @@ def _flow(
         )  # fmt: skip
 
     assert read.context is not None and read.visible is not None  # noqa: PT018
-    keys = jax.vmap(lambda k: jax.random.split(k, rows.actions.shape[1]))(_row_keys(key, rows.row, "flow"))
+    keys = jax.vmap(lambda k: jax.random.split(k, rows.actions.shape[1]))(streams.row_keys(key, rows.row, "flow"))
     chunks = Chunks(read.visible, rows.actions, rows.action_valid, rows.channel_valid)
     per_row = jax.vmap(errors_of, in_axes=(None, 0, 0))
     errors, metrics = jax.vmap(per_row, in_axes=(1, 0, 0))(read.context, chunks, keys)
@@ -267,32 +277,25 @@ def chunk_velocity(
     return velocity
 
 
-def noisy_codes(cfg: ModelConfig, rate: float, rows: Rows, key: jax.Array) -> jax.Array:
-    """Replaces depth codes of the input by random ones with probability `rate`; targets stay. Source: `io.md` 6.7."""
+def noisy_codes(cfg: ModelConfig, rate: float, rows: Rows, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Replaces depth codes inside spans by random ones with probability `rate`. Source: `io.md` 6.7.
+
+    Returns:
+      Input tokens i32[B, T] (targets stay as they are), and metrics: sums over codes inside spans.
+    """
     ids = cfg.tokens
     if not rate or ids.depth_first is None:
-        return rows.tokens
+        return rows.tokens, {}
     first = ids.depth_first
+    codes = (rows.tokens >= first) & (rows.tokens < first + ids.num_depths)
+    codes &= masks.spans(rows.tokens == ids.depth.start, rows.tokens == ids.depth.end, rows.segments)
 
-    def one(tokens: jax.Array, key: jax.Array) -> jax.Array:
+    def draw(key: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         hit, code = jax.random.split(key)
-        replaced = jax.random.bernoulli(hit, rate, tokens.shape)
-        codes = first + jax.random.randint(code, tokens.shape, 0, ids.num_depths, tokens.dtype)
-        is_code = (tokens >= first) & (tokens < first + ids.num_depths)
-        return jnp.where(replaced & is_code, codes, tokens)
+        drawn = jax.random.randint(code, tokens.shape, 0, ids.num_depths, tokens.dtype)
+        return jax.random.bernoulli(hit, rate, tokens.shape), first + drawn
 
-    return jax.vmap(one)(rows.tokens, _row_keys(key, rows.row, "codes"))
-
-
-STREAMS = {"dropout": 0, "flow": 1, "codes": 2, "augment": 3, "adapters": 4, "head": 5}
-
-
-def stream_key(key: jax.Array, stream: str) -> jax.Array:
-    """Returns the key of one use of randomness in a step."""
-    return jax.random.fold_in(key, STREAMS[stream])
-
-
-def _row_keys(key: jax.Array, row: jax.Array, stream: str) -> jax.Array:
-    """Keys [B] that depend on the step and the global row, on no device or process."""
-    own = stream_key(key, stream)
-    return jax.vmap(lambda r: jax.random.fold_in(own, r))(row)
+    hit, drawn = jax.vmap(draw)(streams.row_keys(key, rows.row, "codes"), rows.tokens)
+    replaced = hit & codes
+    metrics = {"sum/noise/replaced": replaced.sum(), "sum/codes": codes.sum()}
+    return jnp.where(replaced, drawn, rows.tokens), metrics

@@ -15,6 +15,7 @@ import jax.monitoring
 
 from molmoact2_jax.train import flops
 
+DIVISORS = {"flow": "sum/chunks", "gate": "sum/gated", "noise": "sum/codes"}  # of sums over rows, by kind
 _log = logging.getLogger(__name__)
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -52,13 +53,13 @@ class Window:
 def summarize(values: Mapping[str, float]) -> dict[str, float]:
     """Turns the sums over rows that a step returns into means.
 
-    `sum/entropy/STYLE` is divided by `sum/weight/STYLE` to `entropy/STYLE`, `sum/flow/NAME` by `sum/chunks` to
-    `flow/NAME`; a mean over nothing is left out. Other values stay.
+    `sum/entropy/STYLE` is divided by `sum/weight/STYLE` to `entropy/STYLE`, others by what `DIVISORS` says of their
+    first word; a mean over nothing is left out. Other values stay.
     """
     means = {name: value for name, value in values.items() if not name.startswith("sum/")}
     for name, value in values.items():
         kind, _, rest = name.removeprefix("sum/").partition("/")
-        divisor = {"entropy": f"sum/weight/{rest}", "flow": "sum/chunks"}.get(kind)
+        divisor = f"sum/weight/{rest}" if kind == "entropy" else DIVISORS.get(kind)
         if name.startswith("sum/") and divisor and values[divisor] > 0:
             means[f"{kind}/{rest}"] = value / values[divisor]
     return means | ({"chunks": values["sum/chunks"]} if "sum/chunks" in values else {})

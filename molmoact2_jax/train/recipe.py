@@ -43,7 +43,7 @@ class RobotSet:
       meaning: what explains its columns: the name of a row or tag, a JSON file (`data.meanings`) or
         "module:attribute"; None takes `tag`.
       rate, size_factor: its share among the datasets of its tag (`mixture.Share`).
-      depth: depth companions by camera.
+      depth: depth companions by camera, "" for one that serves any; behind a pattern, `*` is the dataset's name.
       quarantine: file of samples that are never drawn (`data check` and `data filter` write it).
     """
 

@@ -59,6 +59,11 @@ def prepare(recipe: TrainConfig, devices: Any = None, *, mesh: partition.AnyMesh
       ValueError: what does not fit, in words.
     """
     model = stages.target_config(recipe.model)
+    if model.gate and recipe.loss.insulate:
+        _log.warning(
+            "loss.insulate: no gradient reaches the depth gate, since it comes before insulation, as released. It "
+            "stays as it is; set loss.insulate=False to train it, or leave model.overrides.gate out to do without it"
+        )
     shapes, words = molmoact2.abstract(model)
     trained = optim.trainable(shapes, recipe.frozen, recipe.embedding)
     if recipe.lora is not None:

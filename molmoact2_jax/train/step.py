@@ -14,7 +14,7 @@ from molmoact2_jax.config import ModelConfig
 from molmoact2_jax.nn.params import Params
 from molmoact2_jax.parallel import mesh as meshes
 from molmoact2_jax.parallel import partition
-from molmoact2_jax.train import augment, losses, optim
+from molmoact2_jax.train import augment, losses, optim, streams
 from molmoact2_jax.train.accumulate import accumulate
 
 Tree = Any
@@ -69,7 +69,7 @@ def make(cfg: StepConfig) -> Callable[[State, losses.Rows], tuple[State, Metrics
 
     def step(state: State, rows: losses.Rows) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.optimizer.step)
-        images = augment.augment(rows.crops, rows.row, losses.stream_key(key, "augment"), cfg.augment)
+        images = augment.augment(rows.crops, rows.row, streams.key_of(key, "augment"), cfg.augment)
         rows = rows._replace(crops=images)
         over = losses.totals(rows)
 

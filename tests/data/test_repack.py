@@ -90,7 +90,8 @@ def test_repacking_goes_on_after_an_interruption(source, tmp_path, monkeypatch):
         repack.repack(source, tmp_path / "copy", repack.Plan("raw"))
     room[0], told = 9, []
     repack.repack(source, tmp_path / "copy", SMALL, workers=2, progress=lambda *given: told.append(given))
-    assert len(set(written)) == len(written) == 2 and told == [(2, 3), (3, 3)]
+    assert len(set(written)) == len(written) == 2
+    assert len(told) == 2 and told[-1] == (3, 3)  # threads: the shard that was there or the new one is counted first
     assert_same(catalog.open_source(tmp_path / "copy"), source)
     with pytest.raises(ValueError, match="finished already"):
         repack.repack(source, tmp_path / "copy", SMALL)

@@ -140,3 +140,29 @@ def test_pictures_are_not_augmented_on_the_host_and_on_the_device():
     assert recipe.build({**run, "data": host, "augment": "none"}).data.robot == {"augment": "photometric"}
     with pytest.raises(ValueError, match="augmented twice, 'photometric' on the host and 'full' on the device"):
         recipe.build({**run, "data": host})
+
+
+def test_a_pattern_stands_for_each_dataset_and_names_its_companion(tmp_path):
+    for name, more in (("a", {}), ("b", {}), ("a_depth", {"depth_vae": {}}), ("b_depth", {"depth_vae": {}})):
+        (tmp_path / name / "meta").mkdir(parents=True)
+        (tmp_path / name / "meta" / "info.json").write_text(json.dumps(more))
+    entry = recipe.RobotSet(f"{tmp_path}/*@0-3", "yam", depth={"": f"{tmp_path}/*_depth"})
+    assert feed.expand(entry) == [
+        recipe.RobotSet(f"{tmp_path}/{name}@0-3", "yam", depth={"": f"{tmp_path}/{name}_depth"}) for name in "ab"
+    ]
+    one = recipe.RobotSet(f"{tmp_path}/a", "yam")
+    assert feed.expand(one) == [one]
+    with pytest.raises(ValueError, match="matches nothing"):
+        feed.expand(dataclasses.replace(one, path=f"{tmp_path}/none/*"))
+
+
+def test_a_run_opens_the_datasets_that_a_pattern_matches(toys, sides):
+    made = recipe.build(dict(
+        run_dir="", steps=1, batch_size=1, model=dict(init_from=str(sides)), optimizer=dict(peak_rates={}),
+        data=dict(robots=[dict(path=str(toys / "lero*t"), tag="toy", meaning=str(toys / "lerobot.json"))],
+                  tokens=256, crops=2, chunks=1),
+    ))  # fmt: skip
+    from molmoact2_jax.checkpoint import config_json
+
+    [(entry, source)], _ = feed.open_robots(made.data, feed.Sides.load(sides, config_json.load(sides)))
+    assert entry.path == str(toys / "lerobot") and source.num_episodes == 4

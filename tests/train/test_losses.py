@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from molmoact2_jax.models import flow, molmoact2
+from molmoact2_jax.models import flow, masks, molmoact2
 from molmoact2_jax.nn import lora
 from molmoact2_jax.train import head, losses
 from tests.train import small
@@ -52,6 +52,20 @@ def test_a_packed_row_has_the_loss_and_gradient_of_its_examples_alone(gate):
     (b, _), gb = f(params, apart, losses.totals(apart), jax.random.key(0))
     np.testing.assert_allclose(a, b, rtol=1e-6)
     close(ga, gb)
+
+
+def test_how_far_the_gate_is_open_is_a_mean_over_depth_tokens():
+    cfg = small.model(gate="per_layer")
+    params, rng = small.weights(cfg), np.random.default_rng(1)
+    params["gate"] = {
+        "kernel": np.zeros_like(params["gate"]["kernel"]),
+        "bias": np.full_like(params["gate"]["bias"], -4),
+    }
+    rows = small.pack([[small.example(rng, 14, depth=True), small.example(rng, 9)]], 32)
+    _, sums = losses.total(losses.Problem(cfg, FIXED), params, rows, losses.totals(rows), None)
+    spanned = masks.depth_span(rows.tokens, rows.segments >= 0, cfg.tokens).sum()
+    assert sums["sum/gated"] == spanned > 0
+    np.testing.assert_allclose(sums["sum/gate/mean"] / sums["sum/gated"], 1 / (1 + np.exp(4)), rtol=1e-5)
 
 
 def test_pooling_the_gate_over_the_row_mixes_its_examples():
@@ -148,15 +162,24 @@ def test_the_draws_of_a_row_depend_on_its_global_number_alone():
     assert f(params, small.pack([[two]], 16, first_row=5), over, key)[0][0] != f(params, second, over, key)[0][0]
 
 
-def test_noise_on_codes_replaces_inputs_and_leaves_other_tokens():
+def test_noise_on_codes_replaces_inputs_inside_spans_and_leaves_other_tokens():
     cfg = small.model()
     rows = small.pack([[small.example(np.random.default_rng(8), 12)]], 400)
-    rows = rows._replace(tokens=np.where(np.arange(400) % 2, 45, 60)[None].astype(np.int32))
-    noisy = np.asarray(losses.noisy_codes(cfg, 0.5, rows, jax.random.key(0)))
-    np.testing.assert_array_equal(noisy[0, ::2], 60)
+    tokens = np.where(np.arange(400) % 2, 45, 60)[None].astype(np.int32)
+    rows = rows._replace(tokens=tokens, segments=np.zeros_like(tokens))
+    np.testing.assert_array_equal(losses.noisy_codes(cfg, 1.0, rows, jax.random.key(0))[0], tokens)  # no span
+    tokens[0, 0] = cfg.tokens.depth.start
+    rows = rows._replace(tokens=tokens)
+    noisy, sums = losses.noisy_codes(cfg, 0.5, rows, jax.random.key(0))
+    noisy = np.asarray(noisy)
+    np.testing.assert_array_equal(noisy[0, ::2], tokens[0, ::2])
     codes = noisy[0, 1::2]
     assert ((codes >= 43) & (codes < 59)).all()
     assert 0.3 < (codes != 45).mean() < 0.65
+    assert sums["sum/codes"] == codes.size and sums["sum/noise/replaced"] >= (codes != 45).sum()
+    tokens[0, 200] = cfg.tokens.depth.end
+    noisy, _ = losses.noisy_codes(cfg, 1.0, rows, jax.random.key(0))
+    np.testing.assert_array_equal(noisy[0, 200:], tokens[0, 200:])
 
 
 def test_the_chunked_head_equals_a_plain_cross_entropy():

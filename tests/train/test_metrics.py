@@ -40,9 +40,12 @@ def test_a_value_that_some_steps_lack_is_averaged_over_those_that_have_it():
 def test_sums_become_means_over_their_own_weight():
     values = {
         "loss": 1.5, "sum/entropy/robot_action": 6.0, "sum/weight/robot_action": 3.0, "sum/entropy/vlm": 0.0,
-        "sum/weight/vlm": 0.0, "sum/flow/time": 2.0, "sum/chunks": 5.0,
+        "sum/weight/vlm": 0.0, "sum/flow/time": 2.0, "sum/chunks": 5.0, "sum/gate/mean": 0.5, "sum/gated": 10.0,
+        "sum/noise/replaced": 0.0, "sum/codes": 0.0,
     }  # fmt: skip
-    assert metrics.summarize(values) == {"loss": 1.5, "entropy/robot_action": 2.0, "flow/time": 0.4, "chunks": 5.0}
+    assert metrics.summarize(values) == {
+        "loss": 1.5, "entropy/robot_action": 2.0, "flow/time": 0.4, "chunks": 5.0, "gate/mean": 0.05,
+    }  # fmt: skip
 
 
 def test_utilisation_is_model_flops_over_what_the_devices_could_do():

@@ -218,3 +218,13 @@ def test_low_rank_changes_of_the_source_run_are_merged(tmp_path):
     expected = lora.merge(changed)
     assert np.abs(expected["llm"]["blocks"]["q"] - source["llm"]["blocks"]["q"]).max() > 0.1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), state.train, expected)
+
+
+def test_insulating_a_gated_model_is_said_to_leave_its_gate_untrained(caplog):
+    rates = dict(vit=1e-4, connector=1e-4, llm=1e-4, action_expert=1e-4)
+    run = dict(run_dir="", steps=999, batch_size=1, loss=dict(insulate=True), optimizer=dict(peak_rates=rates))
+    for gate in ("per_layer", None):
+        caplog.clear()
+        made = recipe.build(run | dict(model=dict(sizes="tiny", overrides=dict(gate=gate))))
+        setup.prepare(made, jax.devices()[:1])
+        assert ("no gradient reaches the depth gate" in caplog.text) == (gate is not None)
