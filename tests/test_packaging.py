@@ -164,13 +164,13 @@ def test_the_base_dependencies_bring_no_other_framework_and_nothing_of_the_extra
     assert not found & NEVER_IN_BASE
 
 
-def test_the_package_imports_in_two_seconds_and_a_policy_needs_none_of_the_heavy_libraries():
+def test_the_package_imports_in_two_seconds_of_one_core_and_a_policy_needs_none_of_the_heavy_libraries():
     heavy = sorted((set(main.EXTRAS) | NEVER_IMPORTED) - {"pickle", "optax", "orbax", "msgpack"})  # flax loads those
     program = (
         "import sys, time\n"
-        "begin = time.perf_counter()\n"
+        "begin = time.process_time()\n"  # what else runs on the machine does not count
         "import molmoact2_jax\n"
-        "print(time.perf_counter() - begin)\n"
+        "print(time.process_time() - begin)\n"
         "molmoact2_jax.Policy, molmoact2_jax.checkpoint.hf.released_shapes\n"
         f"print([name for name in {heavy!r} if name in sys.modules])\n"
     )

