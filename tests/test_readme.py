@@ -41,6 +41,10 @@ def test_what_was_tried_before_is_counted_from_its_files():
     text = " ".join(README.split())
     totals = [sum(found[f"steps_{steps}{part}"]["successes"] for part in "ab") for steps in (1, 2, 4, 10)]
     assert "{}, {}, {} and {} of 240 episodes".format(*totals) in text
+    packed = [found[f"earlier_packing_seed_{seed}"] for seed in (6198, 1)]
+    assert "{} and {} of 120".format(*(one["successes"] for one in packed)) in text
+    rates = [one["rate"] for one in (*packed, measured(6198, "rollout")["success"], measured(1, "rollout")["success"])]
+    assert f"span {min(rates):.0%} to {max(rates):.0%}" in text
     assert f"({found['earlier_3000_steps']['rate']:.0%} and {found['earlier_6000_steps']['rate']:.0%}," in text
 
 
