@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     planner = scorecard.planner(policy, policy.host.horizon(tag), **options)
     setting = open_loop.Setting(_episodes(args, source), args.frames, args.seeds, args.batch)
     with meter.Meter("open-loop", "predictions") as progress:
-        found = open_loop.compare(planner, source, tag, args.norm_tag, setting, progress)
+        found = open_loop.compare(planner, source, tag, args.norm_tag, setting, progress=progress)
     result = open_loop.summary(found, tag.action) | dict(
         policy=dict(checkpoint=str(args.checkpoint), dtype=args.dtype),
         dataset=dict(path=args.dataset, name=source.name, digest=source.digest, positions=list(setting.episodes)),

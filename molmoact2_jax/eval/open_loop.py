@@ -95,6 +95,7 @@ def compare(
     tag: Tag,
     name: str,
     setting: Setting,
+    *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Predicts a chunk for each frame and noise, beside what the robot did.

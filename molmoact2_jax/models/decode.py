@@ -114,11 +114,7 @@ def depth_codes(
     prompt, span = inputs.tokens.shape[1], draft.shape[1] + 2
     assert widths[-1] == span, widths
     assert min(widths) >= 2, widths
-    whole = inputs._replace(
-        tokens=jnp.concatenate([inputs.tokens, span_tokens(cfg, draft)], axis=1),
-        valid=jnp.concatenate([inputs.valid, jnp.ones((draft.shape[0], span), bool)], axis=1),
-    )
-    prefix, x = molmoact2.prefill(cfg, tree, whole, read=span)
+    prefix, x = molmoact2.prefill(cfg, tree, _with_span(cfg, inputs, draft), read=span)
     known = _update(cfg, tree, x, (draft, jnp.zeros(draft.shape[0], jnp.int32)), changed, start=0)
     branches = [lambda s, width=width: _refine(cfg, tree, s, changed, prompt=prompt, width=width) for width in widths]
 
@@ -127,10 +123,8 @@ def depth_codes(
 
     def step(state: tuple) -> tuple:
         *rest, passes = state
-        sure, cell = state[1], jnp.arange(span)
-        waiting = jnp.pad(changed & (cell[:-2] >= sure[:, None]), ((0, 0), (0, 2))).any(axis=0)
-        reach = jnp.where(waiting.any(), waiting.argmax() + 1, span) - sure.min()
-        return *jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), reach), branches, tuple(rest)), passes + 1
+        least = jnp.searchsorted(jnp.asarray(widths), _reach(changed, state[1]))
+        return *jax.lax.switch(least, branches, tuple(rest)), passes + 1
 
     state = (*known, prefix, x[:, -2:], jnp.ones((), jnp.int32))
     codes, _, prefix, tail, passes = jax.lax.while_loop(going, step, state)
@@ -143,6 +137,21 @@ def span_tokens(cfg: ModelConfig, codes: jax.Array) -> jax.Array:
     edge = jnp.ones((codes.shape[0], 1), jnp.int32)
     ids = cfg.tokens.depth
     return jnp.concatenate([edge * ids.start, codes + ids.first, edge * ids.end], axis=1)
+
+
+def _with_span(cfg: ModelConfig, inputs: Inputs, codes: jax.Array) -> Inputs:
+    span = span_tokens(cfg, codes)
+    return inputs._replace(
+        tokens=jnp.concatenate([inputs.tokens, span], axis=1),
+        valid=jnp.concatenate([inputs.valid, jnp.ones(span.shape, bool)], axis=1),
+    )
+
+
+def _reach(changed: jax.Array, sure: jax.Array) -> jax.Array:
+    """How many positions there are from the first that is not final in all rows to the next cell to predict."""
+    cell, span = jnp.arange(changed.shape[1]), changed.shape[1] + 2
+    waiting = (changed & (cell >= sure[:, None])).any(axis=0)
+    return jnp.where(waiting.any(), waiting.argmax() + 1, span) - sure.min()
 
 
 def _refine(cfg: ModelConfig, tree: Params, state: tuple, changed: jax.Array, *, prompt: int, width: int) -> tuple:

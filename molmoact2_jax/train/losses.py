@@ -162,11 +162,9 @@ def read_rows(problem: Problem, params: Params, rows: Rows, key: jax.Array | Non
     x = molmoact2.embed(cfg, params, rows.tokens, features)
     family = masks.image_family(rows.tokens, cfg.tokens) if cfg.bidirectional_images else None
     where = llm.Where(llm.rotary(cfg.llm, rows.positions), masks.packed(rows.segments, family))
-    drop = (
-        None
-        if key is None or not loss.dropout
-        else llm.Dropout(loss.dropout, streams.row_keys(key, rows.row, "dropout"))
-    )
+    drop = None
+    if key is not None and loss.dropout:
+        drop = llm.Dropout(loss.dropout, streams.row_keys(key, rows.row, "dropout"))
     hidden = cfg.expert is not None and cfg.expert.conditioning == "hidden"
     x, kv, states = llm.train(cfg.llm, adapted["llm"], x, where, drop=drop, hidden=hidden, remat=REMAT[loss.remat_llm])
     if cfg.expert is None or rows.actions.shape[1] == 0:

@@ -16,11 +16,6 @@ STATE = np.zeros(8, np.float32)
 
 
 @pytest.fixture(scope="module")
-def policy(golden):
-    return Policy.from_pretrained(golden / "tiny", dtype="float32", unroll=False)
-
-
-@pytest.fixture(scope="module")
 def thinker(golden):
     return Policy.from_pretrained(golden / "tiny_think_random", dtype="float32", unroll=False)
 

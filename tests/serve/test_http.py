@@ -18,17 +18,6 @@ from tests.serve import serving
 from tests.serve.serving import STATE, ask, pictures, post
 
 
-@pytest.fixture(scope="module")
-def policy(golden):
-    return serving.load(golden / "tiny")
-
-
-@pytest.fixture(scope="module")
-def running(policy):
-    with serving.served(policy) as made:
-        yield made
-
-
 def body(number=0, task="pick up the cup", **changed):
     image, wrist = pictures(number)
     return {"image": image, "wrist_image": wrist, "instruction": task, "state": STATE, **changed}

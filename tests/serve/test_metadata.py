@@ -5,12 +5,6 @@ import pytest
 
 from molmoact2_jax import Policy
 from molmoact2_jax.serve import guard, metadata, service
-from tests.serve import serving
-
-
-@pytest.fixture(scope="module")
-def policy(golden):
-    return serving.load(golden / "tiny")
 
 
 def told(policy, served=("image", "wrist_image"), **facts):

@@ -25,11 +25,6 @@ class Compilations:
 
 
 @pytest.fixture(scope="module")
-def policy(golden):
-    return Policy.from_pretrained(golden / "tiny", dtype="float32", unroll=False)
-
-
-@pytest.fixture(scope="module")
 def compilations():
     return Compilations()
 

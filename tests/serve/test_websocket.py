@@ -22,17 +22,6 @@ RECORDED = pathlib.Path(__file__).parent / "openpi_client.msgpack"
 
 
 @pytest.fixture(scope="module")
-def policy(golden):
-    return serving.load(golden / "tiny")
-
-
-@pytest.fixture(scope="module")
-def running(policy):
-    with serving.served(policy) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def thinker(golden):
     return serving.load(golden / "tiny_think_random")
 
