@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +36,10 @@ class ServerError(RuntimeError):
 
 
 class Client:
-    """One connection to a policy server, which is one episode until `reset`."""
+    """One connection to a policy server, which is one episode until `reset`.
+
+    Several threads may use it: each waits until the one before has its answer.
+    """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 60.0):
         """Connects, and waits until the server is ready.
@@ -49,7 +53,7 @@ class Client:
           ConnectionError: nobody answers there, or not in time, or the token is wrong.
         """
         self.url = _websocket(url)
-        self._timeout = timeout
+        self._timeout, self._turn = timeout, threading.Lock()
         headers = {"Authorization": f"Bearer {token}"} if token else None
         try:
             self._socket = websockets.sync.client.connect(
@@ -93,13 +97,15 @@ class Client:
         message = {"images": pictures, "task": task, **options}
         if state is not None:
             message["state"] = np.asarray(state)
-        self._send(message)
-        return self._receive()
+        with self._turn:
+            self._send(message)
+            return self._receive()
 
     def reset(self) -> None:
         """Ends the episode: the next call starts without a depth cache."""
-        self._send({"endpoint": "reset"})
-        self._next()
+        with self._turn:
+            self._send({"endpoint": "reset"})
+            self._next()
 
     def close(self) -> None:
         """Ends the connection."""

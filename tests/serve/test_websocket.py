@@ -268,6 +268,18 @@ class Slow:
         monkeypatch.setattr(policy, "predict_actions", slow)
 
 
+def test_a_reset_from_another_thread_waits_for_the_answer_before(running, policy, monkeypatch):
+    slow = Slow(policy, monkeypatch)
+    with concurrent.futures.ThreadPoolExecutor() as pool, connect(running) as robot:
+        answer = pool.submit(robot.act, pictures(), "open", STATE)
+        assert slow.begun.wait(20)
+        ended = pool.submit(robot.reset)
+        assert not concurrent.futures.wait([ended], timeout=0.1).done
+        slow.go_on.set()
+        assert answer.result(20)["actions"].shape == (10, 7)
+        ended.result(20)
+
+
 def test_a_busy_model_blocks_nobody_who_asks_for_something_else(running, policy, monkeypatch):
     slow = Slow(policy, monkeypatch)
     with concurrent.futures.ThreadPoolExecutor() as pool, connect(running) as robot:
