@@ -303,6 +303,13 @@ def test_a_model_that_makes_nothing_of_black_pictures_is_timed_all_the_same(poli
     taken, failed = made.rehearse(5, 60)
     assert len(taken) == failed == 5
     assert len(made.rehearse(5, 0)[0]) == 3
+
+    def breaks(*args, **options):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(policy, "predict_actions", breaks)
+    with pytest.raises(MemoryError, match="no room"):
+        made.rehearse(5, 60)
     assert made.close(10)
 
 
