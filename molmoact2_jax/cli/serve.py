@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     _say(f"ended      after {calls} calls{'' if drained else '; some were given up'}")
     status = 0 if drained else 1
     if loader.is_alive():
-        os._exit(status)  # no request has begun, and a compilation cannot be interrupted
+        os._exit(status)  # requests are finished, and a compilation cannot be interrupted
     return status
 
 

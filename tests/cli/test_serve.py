@@ -184,7 +184,7 @@ def test_a_signal_while_loading_ends_it_with_status_0_and_until_then_it_answers_
         assert refused.value.code == 503 and "expected READY" in refused.value.read().decode()
         time.sleep(moment)
         assert made.end(number) == 0
-        assert not any(line.startswith("READY") for line in made.lines)
+        assert any(line.startswith("ending") and number.name in line for line in made.lines)
 
 
 @pytest.mark.parametrize(
